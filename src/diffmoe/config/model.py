@@ -1,0 +1,192 @@
+"""What defines a network: nothing here has a default."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffmoe.config.checks import check_at_least
+from diffmoe.errors import ConfigError
+
+__all__ = [
+    "ROUTER_KINDS",
+    "BatchPool",
+    "Dense",
+    "ExpertChoice",
+    "ModelConfig",
+    "RouterConfig",
+    "TokenChoice",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Every feed-forward layer is one dense FFN; there are no experts."""
+
+    kind: ClassVar[str] = "dense"
+    num_experts: ClassVar[int] = 0
+
+    def check(self, tokens: int, pool_images: int) -> None:
+        """A dense layer fits any pool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice:
+    """Each token takes its best experts (TC-DiT), kept even by the Switch balance loss."""
+
+    kind: ClassVar[str] = "token_choice"
+    num_experts: int  # E
+    top_k: int  # experts a token takes
+    balance_weight: float  # alpha of the balance loss; 0.01 in the paper's baseline
+
+    def check(self, tokens: int, pool_images: int) -> None:
+        """Raise ConfigError unless 1 <= top_k <= num_experts."""
+        _check_experts(self.num_experts)
+        check_at_least(0, "model.router", self, "balance_weight")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ConfigError(
+                f"model.router.top_k {self.top_k} is not in 1..{self.num_experts}",
+                remedy="a token takes at least one expert and at most all of them",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertChoice:
+    """Each expert takes its best tokens of every image (EC-DiT)."""
+
+    kind: ClassVar[str] = "expert_choice"
+    num_experts: int  # E
+    capacity: float  # C, 1 = the work of one dense FFN
+
+    def check(self, tokens: int, pool_images: int) -> None:
+        """Raise ConfigError if an expert would take no token of an image."""
+        _check_experts(self.num_experts)
+        _check_capacity(self.capacity, self.num_experts)
+        if tokens * self.capacity < self.num_experts:
+            largest = max(1, int(tokens * self.capacity))
+            raise ConfigError(
+                f"model.router.num_experts {self.num_experts} leaves an expert no token: an image"
+                f" has {tokens} tokens",
+                remedy=f"use at most {largest} experts or more tokens an image",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPool:
+    """Each expert takes its best tokens of a pool of images (DiffMoE, Sec. 3.2)."""
+
+    kind: ClassVar[str] = "batch_pool"
+    num_experts: int  # E
+    capacity: float  # C_train, 1 = the work of one dense FFN
+    predictor_weight: float  # weight of the capacity predictor's loss (Eq. 13)
+    threshold_decay: float  # decay of the tracked thresholds (Eq. 17), 0.95 in the paper
+
+    def check(self, tokens: int, pool_images: int) -> None:
+        """Raise ConfigError if an expert would take no token of a pool (K = 0)."""
+        _check_experts(self.num_experts)
+        _check_capacity(self.capacity, self.num_experts)
+        check_at_least(0, "model.router", self, "predictor_weight")
+        if not 0 <= self.threshold_decay < 1:
+            raise ConfigError(
+                f"model.router.threshold_decay {self.threshold_decay} is not in [0, 1)",
+                remedy="0.95 is the paper's",
+            )
+        if tokens * pool_images * self.capacity < self.num_experts:
+            smallest = math.ceil(self.num_experts / (tokens * self.capacity))
+            raise ConfigError(
+                f"model.pool_images {pool_images} makes a pool of {tokens * pool_images} tokens for"
+                f" {self.num_experts} experts: K would be 0",
+                remedy=f"use a pool of at least {smallest} images",
+            )
+
+
+RouterConfig = Dense | TokenChoice | ExpertChoice | BatchPool
+ROUTER_KINDS: tuple[type, ...] = (Dense, TokenChoice, ExpertChoice, BatchPool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A diffusion transformer (DiT) whose odd feed-forward layers may be mixtures of experts."""
+
+    input_size: int  # side of the square latent or image the network sees
+    patch_size: int  # side of a patch; a token is one patch
+    channels: int  # channels of the latent or image
+    out_channels: int  # channels predicted: `channels`, or twice that with a learned variance
+    width: int  # D
+    depth: int  # transformer blocks
+    heads: int  # attention heads
+    mlp_ratio: int  # hidden width of a feed-forward layer / D
+    num_classes: int  # classes; the null class of guidance is one more row of the table
+    router: RouterConfig  # who chooses which expert sees which token
+    moe_period: int  # blocks moe_period - 1, 2 * moe_period - 1, ... are MoE; 2 in the paper
+    pool_images: int  # images whose tokens compete for an expert in training
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        if self.input_size % self.patch_size:
+            lower = self.input_size // self.patch_size * self.patch_size
+            legal = " or ".join(str(n) for n in (lower, lower + self.patch_size) if n)
+            raise ConfigError(
+                f"model.input_size {self.input_size} is not a multiple of model.patch_size"
+                f" {self.patch_size}",
+                remedy=f"use {legal}",
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"model.width {self.width} is not a multiple of model.heads {self.heads}",
+                remedy=f"use {_nearest_divisor(self.width, self.heads)} heads",
+            )
+        if self.width % 4:
+            raise ConfigError(
+                f"model.width {self.width} is not a multiple of 4",
+                remedy="the 2-D position table needs sine and cosine for each of two axes",
+            )
+        if self.out_channels not in (self.channels, 2 * self.channels):
+            raise ConfigError(
+                f"model.out_channels {self.out_channels} fits no objective",
+                remedy=f"use {self.channels}, or {2 * self.channels} with a learned variance",
+            )
+        self.router.check(self.tokens, self.pool_images)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image, T."""
+        return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def moe_blocks(self) -> tuple[int, ...]:
+        """Indices of the blocks whose feed-forward layer is a mixture of experts."""
+        if self.router.num_experts == 0:
+            return ()
+        return tuple(range(self.moe_period - 1, self.depth, self.moe_period))
+
+    @property
+    def null_class(self) -> int:
+        """Row of the label table that stands for "no class"."""
+        return self.num_classes
+
+
+def _check_positive(config: ModelConfig) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"model.{name} {value} is not positive", remedy="use 1 or more")
+
+
+def _check_experts(num_experts: int) -> None:
+    if num_experts < 1:
+        raise ConfigError(
+            f"model.router.num_experts {num_experts} is not positive",
+            remedy="use 1 or more, or the dense router",
+        )
+
+
+def _check_capacity(capacity: float, num_experts: int) -> None:
+    if not 0 < capacity <= num_experts:
+        raise ConfigError(
+            f"model.router.capacity {capacity} is not in (0, {num_experts}]",
+            remedy="1 is the work of one dense FFN",
+        )
+
+
+def _nearest_divisor(width: int, wanted: int) -> int:
+    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    return min(divisors, key=lambda n: (abs(n - wanted), n))

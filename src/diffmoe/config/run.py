@@ -1,0 +1,264 @@
+"""What a training run is, and which of its fields may change when it is resumed.
+
+IDENTITY fields make the run what it is: a change is refused. EXTEND fields may change when a
+run goes on, MACHINE fields say where it runs and change no result beyond rounding. A mark on a
+group holds for all of its fields but those that carry their own.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from diffmoe.config.checks import check_at_least, check_positive, check_within
+from diffmoe.config.model import ModelConfig
+from diffmoe.config.sampling import SamplingConfig
+from diffmoe.errors import ConfigError
+
+__all__ = [
+    "EXTEND",
+    "IDENTITY",
+    "MACHINE",
+    "SD_VAE",
+    "AutoencoderCodec",
+    "CodecConfig",
+    "DDPMConfig",
+    "DataConfig",
+    "DigitsData",
+    "FlowConfig",
+    "FolderData",
+    "LoopConfig",
+    "MachineConfig",
+    "Mark",
+    "ObjectiveConfig",
+    "PixelCodec",
+    "RunConfig",
+    "TrainingConfig",
+]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a change of a config field means for a run that exists."""
+
+    name: str
+
+
+IDENTITY, EXTEND, MACHINE = Mark("identity"), Mark("extend"), Mark("machine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Rectified flow: x_t = (1 - t) x_0 + t eps, velocity eps - x_0 (Sec. 4.1, SiT)."""
+
+    kind: ClassVar[str] = "flow"
+    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun", "dopri5")
+    time_sampling: Literal["uniform", "logit_normal"] = "uniform"  # law of t in training
+    logit_mean: float = 0.0  # logit_normal: mean of logit(t)
+    logit_std: float = 1.0  # logit_normal: standard deviation of logit(t)
+    time_scale: float = 1.0  # what the network sees is t * time_scale
+    convention: Literal["paper", "released"] = "paper"  # released: time 1 - t, velocity x_0 - eps
+
+    def __post_init__(self) -> None:
+        check_positive("objective", self, "logit_std", "time_scale")
+        check_within(-100, 100, "objective", self, "logit_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMConfig:
+    """Discrete diffusion with epsilon prediction and a learned-range variance (as DiT)."""
+
+    kind: ClassVar[str] = "ddpm"
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim")
+    timesteps: int = 1000  # steps of the forward process
+    beta_start: float = 1e-4  # variance of its first step
+    beta_end: float = 0.02  # variance of its last step
+    variational_weight: float = 1.0  # weight of the variational bound in the hybrid loss
+
+    def __post_init__(self) -> None:
+        check_at_least(2, "objective", self, "timesteps")
+        check_at_least(0, "objective", self, "variational_weight")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ConfigError(
+                f"objective.beta_start {self.beta_start} and objective.beta_end {self.beta_end} are"
+                " no rising variances",
+                remedy="0 < beta_start <= beta_end < 1",
+            )
+
+
+ObjectiveConfig = FlowConfig | DDPMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData:
+    """scikit-learn's 1,797 scans of hand-written digits, 8 x 8, 10 classes."""
+
+    kind: ClassVar[str] = "digits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData:
+    """A folder on disk: a sub-folder of images for each class, or an array of latents.
+
+    Latents are `latents.npy` (N, C, H, W), or (N, 2, C, H, W) with each image and its mirror
+    image, already scaled, beside `labels.npy` (N,).
+    """
+
+    kind: ClassVar[str] = "folder"
+    path: Annotated[Path | None, MACHINE] = None  # the folder; None = not yet chosen
+    flip: bool = True  # mirror half of the images at random
+
+
+DataConfig = DigitsData | FolderData
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelCodec:
+    """The model works on pixels in [-1, 1]."""
+
+    kind: ClassVar[str] = "pixels"
+    factor: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderCodec:
+    """The model works on the latents of a diffusers `AutoencoderKL`."""
+
+    kind: ClassVar[str] = "autoencoder"
+    path: Annotated[str, MACHINE]  # folder or hub name of the autoencoder
+    factor: int  # image side / latent side
+    scale: float  # latents are multiplied by this after the shift
+    shift: float  # subtracted from latents before scaling
+
+    def __post_init__(self) -> None:
+        check_positive("codec", self, "factor", "scale")
+
+
+CodecConfig = PixelCodec | AutoencoderCodec
+
+# The autoencoder of the paper's runs (App. B), and the one home of its scale.
+SD_VAE = AutoencoderCodec(path="stabilityai/sd-vae-ft-mse", factor=8, scale=0.18215, shift=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimizer and everything else that shapes the weights."""
+
+    seed: int = 0  # of initialisation, data order and every draw
+    global_batch: int = 256  # images an optimizer step
+    learning_rate: float = 1e-4  # peak
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW
+    weight_decay: float = 0.0  # AdamW
+    warmup_steps: int = 0  # linear warm-up, optimizer steps
+    decay_steps: int | None = None  # cosine decay to 0 over so many steps; None = constant
+    clip_norm: float | None = None  # global gradient norm allowed; None = no clipping
+    ema_decay: float = 0.9999  # decay of the averaged weights
+    label_dropout: float = 0.1  # share of labels replaced by the null class
+    precision: Literal["float32", "bfloat16"] = "float32"  # dtype of matrix products
+
+    def __post_init__(self) -> None:
+        check_within(0, 1, "training", self, "ema_decay", "label_dropout")
+        check_within(0, 2**63 - 1, "training", self, "seed")
+        check_positive("training", self, "global_batch", "learning_rate", "clip_norm")
+        check_at_least(0, "training", self, "weight_decay", "warmup_steps")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"training.betas {self.betas} are not in [0, 1)", remedy="0.9 and 0.999 are usual"
+            )
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ConfigError(
+                f"training.decay_steps {self.decay_steps} is not more than training.warmup_steps"
+                f" {self.warmup_steps}",
+                remedy="the decay ends at this step, counted from the first",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long to train and what to write while training."""
+
+    steps: int = 700_000  # optimizer steps
+    log_every: int = 100  # steps between two lines of metrics
+    checkpoint_every: int = 10_000  # steps between two checkpoints
+    keep_checkpoints: int = 2  # newest checkpoints kept
+
+    def __post_init__(self) -> None:
+        check_at_least(1, "loop", self, *vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """Where and how a run computes."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    micro_batch: int | None = None  # images a forward pass; None = the global batch
+    workers: int = 0  # processes that read images
+    activation_checkpointing: bool = False  # recompute blocks in backward to save memory
+    compile: bool = False  # torch.compile the model
+
+    def __post_init__(self) -> None:
+        check_at_least(0, "machine", self, "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that describes a run; written into its folder."""
+
+    model: Annotated[ModelConfig, IDENTITY]
+    objective: Annotated[ObjectiveConfig, IDENTITY]
+    data: Annotated[DataConfig, IDENTITY]
+    codec: Annotated[CodecConfig, IDENTITY]
+    training: Annotated[TrainingConfig, IDENTITY] = field(default_factory=TrainingConfig)
+    loop: Annotated[LoopConfig, EXTEND] = field(default_factory=LoopConfig)
+    sampling: Annotated[SamplingConfig, EXTEND] = field(default_factory=SamplingConfig)
+    machine: Annotated[MachineConfig, MACHINE] = field(default_factory=MachineConfig)
+
+    def __post_init__(self) -> None:
+        self._check_pools()
+        if self.sampling.sampler not in self.objective.samplers:
+            raise ConfigError(
+                f"sampling.sampler {self.sampling.sampler} does not solve objective"
+                f" {self.objective.kind}",
+                remedy=f"use one of {', '.join(self.objective.samplers)}",
+            )
+        if isinstance(self.objective, DDPMConfig):
+            if self.model.out_channels != 2 * self.model.channels:
+                raise ConfigError(
+                    f"model.out_channels {self.model.out_channels} leaves no room for the learned"
+                    " variance of objective ddpm",
+                    remedy=f"use {2 * self.model.channels}",
+                )
+            if self.sampling.steps > self.objective.timesteps:
+                raise ConfigError(
+                    f"sampling.steps {self.sampling.steps} is more than objective.timesteps"
+                    f" {self.objective.timesteps}",
+                    remedy="a step of sampling is a step of training",
+                )
+
+    def _check_pools(self) -> None:
+        pool, batch, micro = self.model.pool_images, self.training.global_batch, self.micro_batch
+        if batch % pool:
+            legal = " or ".join(
+                str(n) for n in (batch // pool * pool, (batch // pool + 1) * pool) if n
+            )
+            raise ConfigError(
+                f"training.global_batch {batch} is not a multiple of model.pool_images {pool}",
+                remedy=f"use {legal}",
+            )
+        if micro < 1 or batch % micro or micro % pool:
+            sizes = [n for n in range(pool, batch + 1, pool) if batch % n == 0]
+            raise ConfigError(
+                f"machine.micro_batch {micro} must divide training.global_batch {batch} and be a"
+                f" multiple of model.pool_images {pool}",
+                remedy=f"use one of {', '.join(map(str, sizes))}",
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of one forward pass."""
+        chosen = self.machine.micro_batch
+        return self.training.global_batch if chosen is None else chosen
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels."""
+        return self.model.input_size * self.codec.factor

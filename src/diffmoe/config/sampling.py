@@ -1,0 +1,101 @@
+"""How images are drawn from a trained model; every field may change between two samplings."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from diffmoe.config.checks import check_at_least, check_positive, check_within
+from diffmoe.errors import ConfigError
+
+__all__ = ["LEGAL_POLICIES", "SamplingConfig"]
+
+Sampler = Literal["euler", "heun", "dopri5", "ancestral", "ddim"]
+Selection = Literal["token", "pool", "gate", "image"]
+Policy = Literal["ema", "constant", "static"]
+
+# Which threshold policies a selection can work with (None: the selection needs none).
+LEGAL_POLICIES: dict[str, tuple[str | None, ...]] = {
+    "train": (None,),
+    "token": ("ema", "constant", "target"),
+    "pool": ("ema", "constant", "target", "static"),
+    "gate": ("ema", "constant", "target"),
+    "image": (None,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Solver, guidance and the capacity policy of a sampling run."""
+
+    sampler: Sampler = "euler"  # euler, heun, dopri5 for flow; ancestral, ddim for DDPM
+    steps: int = 250  # solver steps (heun evaluates twice a step; dopri5 chooses its own)
+    guidance: float = 1.0  # classifier-free guidance scale; 1 = off
+    guidance_start: float = 1.0  # noisiest time guided, as a fraction of the whole (1 = noise)
+    guidance_end: float = 0.0  # cleanest time guided, as a fraction of the whole (0 = data)
+    guidance_pool: Literal["separate", "joint"] = "separate"  # do the two branches share a pool
+    guided_channels: int | None = None  # guide only the first channels; None = all
+    selection: Selection = "token"  # which rows an expert takes; only `pool` sees batch mates
+    policy: Policy = "ema"  # how many: tracked thresholds, one constant, or a fixed top-K
+    gamma: float | None = None  # the threshold of policy `constant`; None otherwise
+    batch: int = 125  # images a call; changes nothing but memory in `token` selection
+    pool_images: int | None = None  # pool of `pool` selection, in images; None = the batch
+    shared_step: bool = False  # dopri5: one step size for the batch instead of one an image
+    rtol: float = 1e-3  # dopri5: relative tolerance
+    atol: float = 1e-6  # dopri5: absolute tolerance
+    eta: float = 0.0  # ddim: 0 = deterministic, 1 = ancestral noise
+    weights: Literal["ema", "raw"] = "ema"  # averaged or last weights
+    precision: Literal["float32", "bfloat16"] = "float32"  # dtype of matrix products
+
+    def __post_init__(self) -> None:
+        check_at_least(1, "sampling", self, "steps", "batch", "pool_images", "guided_channels")
+        check_positive("sampling", self, "rtol", "atol")
+        check_within(0, 1, "sampling", self, "eta")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ConfigError(
+                f"sampling.guidance {self.guidance} is not a finite number >= 0",
+                remedy="1 is off; 1.5 for numbers, 4 for pictures",
+            )
+        if not 0 <= self.guidance_end <= self.guidance_start <= 1:
+            raise ConfigError(
+                f"sampling.guidance_end {self.guidance_end} and sampling.guidance_start"
+                f" {self.guidance_start} are no interval",
+                remedy="times run from 1 (noise) to 0 (data): 0 <= end <= start <= 1",
+            )
+        self._check_policy()
+        self._check_pool()
+
+    def _check_policy(self) -> None:
+        legal = LEGAL_POLICIES[self.selection]
+        if None not in legal and self.policy not in legal:
+            raise ConfigError(
+                f"sampling.policy {self.policy} does not go with selection {self.selection}",
+                remedy=f"use one of {', '.join(str(p) for p in legal if p != 'target')}",
+            )
+        if (self.policy == "constant") != (self.gamma is not None):
+            raise ConfigError(
+                f"sampling.gamma {self.gamma} does not go with sampling.policy {self.policy}",
+                remedy="policy `constant` needs a gamma in [0, 1), the others take none",
+            )
+        if self.gamma is not None and not 0 <= self.gamma < 1:
+            raise ConfigError(f"sampling.gamma {self.gamma} is not in [0, 1)")
+
+    def _check_pool(self) -> None:
+        if self.pool_images is not None and self.selection != "pool":
+            raise ConfigError(
+                f"sampling.pool_images {self.pool_images} has no meaning in selection"
+                f" {self.selection}",
+                remedy="only selection `pool` lets images compete",
+            )
+        if self.pool_images is not None and self.batch % self.pool_images:
+            raise ConfigError(
+                f"sampling.batch {self.batch} is not a multiple of sampling.pool_images"
+                f" {self.pool_images}",
+                remedy="a pool lies within one batch",
+            )
+        alone = self.sampler == "dopri5" and not self.shared_step
+        if alone and self.selection == "pool":
+            raise ConfigError(
+                "sampling.sampler dopri5 integrates each image by itself, selection `pool` needs"
+                " them together",
+                remedy="set sampling.shared_step, or use selection `token`",
+            )

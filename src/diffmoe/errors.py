@@ -1,0 +1,62 @@
+"""What can go wrong, and the exit code a user's shell sees for it."""
+
+from enum import IntEnum
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DiffMoEError",
+    "ExitCode",
+    "NonFiniteError",
+    "StoppedError",
+    "StorageError",
+]
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every verb."""
+
+    DONE = 0
+    BAD_INPUT = 2
+    BAD_DATA = 3
+    NON_FINITE = 4
+    STORAGE = 5
+    DISTRIBUTED = 6
+    RESUMABLE = 75
+
+
+class DiffMoEError(Exception):
+    """A mistake a user can mend; reads as one sentence: what, where, what to do."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(" — ".join(part for part in (what, where, remedy) if part))
+
+
+class ConfigError(DiffMoEError, ValueError):
+    """A setting or argument is out of range, misspelt or in conflict with another."""
+
+
+class DataError(DiffMoEError):
+    """An image, latent or label cannot be used."""
+
+    exit_code = ExitCode.BAD_DATA
+
+
+class NonFiniteError(DiffMoEError):
+    """Training met NaN or infinity and stopped."""
+
+    exit_code = ExitCode.NON_FINITE
+
+
+class StorageError(DiffMoEError):
+    """A file cannot be written or read, or is not what its manifest says."""
+
+    exit_code = ExitCode.STORAGE
+
+
+class StoppedError(DiffMoEError):
+    """A signal asked the run to stop; it saved a checkpoint and the same command resumes it."""
+
+    exit_code = ExitCode.RESUMABLE
