@@ -1,0 +1,126 @@
+"""The dense networks of a block: attention, feed-forward, modulation (DiT), capacity predictor."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = [
+    "Attention",
+    "CapacityPredictor",
+    "FeedForward",
+    "Modulate",
+    "Modulation",
+    "linear_high",
+    "modulated_norm",
+    "steady",
+]
+
+_FEW_ROWS = 16
+
+
+def steady(product: Callable[[Tensor], Tensor], rows: Float[Tensor, "N K"]) -> Float[Tensor, "N M"]:
+    """`product(rows)`, computed on at least 16 rows.
+
+    BLAS adds up one to three rows in another order than many: without this an image alone and
+    the same image in a batch would differ in the last bits.
+    """
+    missing = _FEW_ROWS - rows.shape[0]
+    if missing <= 0:
+        return product(rows)
+    return product(F.pad(rows, (0, 0, 0, missing)))[: rows.shape[0]]
+
+
+class Modulation(NamedTuple):
+    """What the condition does to one branch of a block, each (B, 1, D)."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class Modulate(nn.Module):
+    """SiLU and a zero-initialised projection of the condition to `parts` vectors (adaLN-Zero)."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.proj = nn.Linear(width, parts * width)
+
+    def forward(self, condition: Float[Tensor, "B D"]) -> tuple[Tensor, ...]:
+        """`parts` tensors (B, 1, D)."""
+        return steady(self.proj, F.silu(condition))[:, None].chunk(self.parts, dim=-1)
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Float[Tensor, "B T D"]:
+    """LayerNorm without affine parameters, then `* (1 + scale) + shift`."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a bias on queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Each token's mixture of all tokens of its image."""
+        queries, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        )
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """The dense FFN: D -> F -> D with GELU-tanh and biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Each row through the network, by itself."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def linear_high(
+    x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None
+) -> Float[Tensor, "*rows E"]:
+    """A linear map in at least float32, whatever autocast or the dtype of the weights say.
+
+    Decisions who computes what hang on these values; bfloat16 would make ties of near misses.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+class CapacityPredictor(nn.Module):
+    """Linear, SiLU, Linear: one logit for each row and expert (Eq. 10)."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width)
+        self.output = nn.Linear(width, experts)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Xavier-uniform weights, zero biases."""
+        for layer in (self.hidden, self.output):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, rows: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+        """Logits in at least float32; the large product runs in the compute dtype.
+
+        The rows are detached: what the predictor learns reaches nothing but the predictor.
+        """
+        hidden = F.silu(self.hidden(rows.detach()))
+        return linear_high(hidden, self.output.weight, self.output.bias)
