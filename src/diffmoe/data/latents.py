@@ -1,0 +1,142 @@
+"""Latents that were encoded before: `latents.npy` beside `labels.npy`, mapped into memory."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffmoe.errors import ConfigError, DataError
+
+__all__ = ["LATENTS", "LatentSource"]
+
+LATENTS, LABELS, NAMES = "latents.npy", "labels.npy", "classes.txt"
+
+
+class LatentSource:
+    """Latents in model space, (N, C, H, W), or (N, 2, C, H, W): each image and its mirror image.
+
+    Labels lie in 0 .. classes - 1; `classes.txt` may name a class a line. Flipping needs the
+    mirror images: a mirrored latent is not the latent of a mirrored image.
+    """
+
+    encoded = True
+
+    def __init__(self, folder: Path, *, classes: int, flip: bool) -> None:
+        self._path = folder / LATENTS
+        self._check_shape(flip)
+        self.labels = _labels(folder / LABELS, len(self._array))
+        _check_range(self.labels, classes, folder / LABELS)
+        self.class_names = _names(folder / NAMES, classes, int(self.labels.max()) + 1)
+        self.shape = self._array.shape[-3:]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the mapping: a process that takes the source over maps the file anew."""
+        return {name: value for name, value in vars(self).items() if name != "_array"}
+
+    @cached_property
+    def _array(self) -> np.ndarray:
+        return _map(self._path)
+
+    def load(self, index: int, flip: bool) -> Float[Tensor, "C H W"]:
+        """One latent, of the mirror image if `flip`; raises DataError if it is not usable."""
+        entry = self._array[index]
+        entry = entry[int(flip)] if entry.ndim == 4 else entry
+        latent = torch.from_numpy(np.array(entry)).to(torch.float32)
+        if not latent.isfinite().all():
+            raise self._damage(index, "holds NaN or infinity")
+        if latent.numel() > 1 and latent.min() == latent.max():
+            raise self._damage(index, f"is constant ({latent.min():g}), as if never written")
+        return latent
+
+    def _damage(self, index: int, what: str) -> DataError:
+        return DataError(
+            f"latent {index} {what}", where=str(self._path), remedy="encode the images again"
+        )
+
+    def _check_shape(self, flip: bool) -> None:
+        shape, where = self._array.shape, str(self._path)
+        if len(shape) not in (4, 5) or (len(shape) == 5 and shape[1] != 2) or 0 in shape:
+            raise DataError(
+                f"latents of shape {shape} are neither (N, C, H, W) nor (N, 2, C, H, W)",
+                where=where,
+            )
+        if self._array.dtype not in (np.float16, np.float32, np.float64):
+            raise DataError(
+                f"latents are {self._array.dtype}", where=where, remedy="store float16 or float32"
+            )
+        if flip and len(shape) == 4:
+            raise ConfigError(
+                "data.flip is on but the latents hold no mirror images",
+                where=where,
+                remedy="set --data.no-flip, or store (N, 2, C, H, W) with the mirror images",
+            )
+
+
+def _map(path: Path) -> np.ndarray:
+    """The array in a file, mapped; a pickled, damaged or missing one raises DataError."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.ndarray):
+            return array.view(np.ndarray)
+        reason = "it is an archive of arrays"
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except Exception as error:  # a damaged header raises nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise DataError(
+        f"{path.name} cannot be read ({reason})",
+        where=str(path),
+        remedy="write one plain array with numpy.save",
+    )
+
+
+def _labels(path: Path, count: int) -> Int[Tensor, " N"]:
+    labels = _map(path)
+    if labels.shape != (count,):
+        raise DataError(
+            f"labels of shape {labels.shape} do not fit {count} latents",
+            where=str(path),
+            remedy="store one label for each latent",
+        )
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"labels are {labels.dtype}", where=str(path), remedy="store integers")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _check_range(labels: Tensor, classes: int, path: Path) -> None:
+    """Raise DataError for the first label that names no class."""
+    outside = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(outside):
+        index = int(outside[0])
+        label = int(labels[index])
+        null = " (it is the null class of guidance, which no image may have)"
+        raise DataError(
+            f"label {label} of sample {index} is not in 0..{classes - 1}"
+            f"{null if label == classes else ''}",
+            where=str(path),
+            remedy="correct the label or set --model.num-classes",
+        )
+
+
+def _names(path: Path, classes: int, used: int) -> tuple[str, ...]:
+    """The lines of a file, or the numbers of the classes where there is none."""
+    if not path.exists():
+        return tuple(str(label) for label in range(classes))
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name} is no text", where=str(path)) from error
+    if len(names) < used:
+        raise DataError(
+            f"{path.name} names {len(names)} classes, the labels use {used}",
+            where=str(path),
+            remedy="write one name a line",
+        )
+    return names

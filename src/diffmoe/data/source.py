@@ -1,0 +1,101 @@
+"""What a set of samples offers, and the set that a config names, checked against its model."""
+
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffmoe.config import AutoencoderCodec, DigitsData, FolderData, RunConfig
+from diffmoe.data.digits import DigitsSource
+from diffmoe.data.folder import ImageFolderSource
+from diffmoe.data.latents import LATENTS, LatentSource
+from diffmoe.errors import ConfigError
+
+__all__ = ["Source", "open_source"]
+
+
+class Source(Protocol):
+    """Labelled samples, numbered from 0.
+
+    A source that also has `images`, all of its samples as one tensor (N, C, H, W), is read from
+    memory without a loader and is never mirrored.
+    """
+
+    labels: Int[Tensor, " N"]
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # (C, H, W) of a sample
+    encoded: bool  # samples are what the model sees; else images in [-1, 1], which a codec encodes
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, flip: bool) -> Float[Tensor, "C H W"]:
+        """One sample, mirrored if `flip`; raises DataError naming its file and index."""
+
+
+def open_source(config: RunConfig) -> Source:
+    """The samples a config names.
+
+    Raises ConfigError if they are not there or do not fit the model, DataError if a label or a
+    file is damaged.
+    """
+    source = _open(config)
+    _check_classes(source, config)
+    _check_shape(source, config)
+    return source
+
+
+def _open(config: RunConfig) -> Source:
+    if isinstance(config.data, DigitsData):
+        return DigitsSource()
+    folder = _folder(config.data)
+    if (folder / LATENTS).exists():
+        return LatentSource(folder, classes=config.model.num_classes, flip=config.data.flip)
+    return ImageFolderSource(folder, channels=_image_channels(config), side=config.image_size)
+
+
+def _folder(data: FolderData) -> Path:
+    if data.path is None:
+        raise ConfigError(
+            "data.path is not set", remedy="set --data.path to a folder of images or latents"
+        )
+    folder = data.path.expanduser()
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ConfigError(
+            f"data.path {what}",
+            where=str(folder.absolute()),
+            remedy="set --data.path to a folder of images or latents",
+        )
+    return folder
+
+
+def _image_channels(config: RunConfig) -> int:
+    """Channels of an image: an autoencoder takes colour, the model its own."""
+    return 3 if isinstance(config.codec, AutoencoderCodec) else config.model.channels
+
+
+def _check_classes(source: Source, config: RunConfig) -> None:
+    """Raise ConfigError if the model knows fewer classes than the data have."""
+    classes, found = config.model.num_classes, len(source.class_names)
+    if found > classes:
+        raise ConfigError(
+            f"model.num_classes {classes} is less than the {found} classes of the data",
+            where=str(getattr(config.data, "path", "")),
+            remedy=f"set --model.num-classes {found}",
+        )
+
+
+def _check_shape(source: Source, config: RunConfig) -> None:
+    """Raise ConfigError unless samples have the shape that the model or its codec takes."""
+    if source.encoded:
+        taker, side, channels = "the model", config.model.input_size, config.model.channels
+    else:
+        taker, side, channels = "the codec", config.image_size, _image_channels(config)
+    if tuple(source.shape) != (channels, side, side):
+        raise ConfigError(
+            f"samples of shape {tuple(source.shape)} do not fit {taker}, which takes"
+            f" {(channels, side, side)}",
+            where=str(getattr(config.data, "path", "")),
+            remedy="set model.input_size, model.channels and the codec as the data are",
+        )

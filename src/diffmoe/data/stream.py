@@ -1,0 +1,190 @@
+"""Batches of numbered samples: what sample n is depends on (seed, n) and the data alone.
+
+Sample n is entry n % N of the permutation of epoch n // N; its mirroring and its encoding noise
+are rows n of their streams. The size of a micro-batch, the number of processes that read and the
+point where a run was resumed change none of it.
+"""
+
+import functools
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diffmoe.codec import Codec
+from diffmoe.config import AutoencoderCodec, FolderData, RunConfig
+from diffmoe.data.source import Source
+from diffmoe.errors import ConfigError, DiffMoEError
+from diffmoe.randomness import normals, permutation, uniforms
+
+__all__ = ["Batch", "stream"]
+
+
+class Batch(NamedTuple):
+    """Samples `first .. first + M` of the endless stream of samples."""
+
+    x: Float[Tensor, "M C H W"]  # what the model sees, float32
+    label: Int[Tensor, " M"]
+    first: int
+
+
+class _Read(NamedTuple):
+    """A batch as it is read: pixels may still have to be encoded, with `noise`."""
+
+    x: Tensor
+    label: Tensor
+    first: int
+    noise: Tensor | None
+
+
+def stream(
+    config: RunConfig,
+    source: Source,
+    codec: Codec,
+    *,
+    first: int,
+    device: torch.device | str,
+) -> Iterator[Batch]:
+    """Endless micro-batches on a device, beginning with sample number `first`.
+
+    Raises ConfigError at once if the codec does not fit the model; a sample that cannot be read
+    raises its error when its batch is due.
+    """
+    if codec.channels not in (None, config.model.channels):
+        raise ConfigError(
+            f"model.channels {config.model.channels} is not that of the codec, {codec.channels}",
+            remedy=f"use {codec.channels} or another codec.path",
+        )
+    samples = _Samples(config, source)
+    firsts = itertools.count(first, config.micro_batch)
+    device = torch.device(device)
+    if samples.in_memory:
+        return _deliver(map(samples.__getitem__, firsts), codec, device, encode=samples.encode)
+    loader = _loader(samples, firsts, workers=config.machine.workers, device=device)
+    return _deliver(loader, codec, device, encode=samples.encode)
+
+
+def _deliver(
+    reads: Iterable[_Read | DiffMoEError], codec: Codec, device: torch.device, *, encode: bool
+) -> Iterator[Batch]:
+    for read in reads:
+        if isinstance(read, DiffMoEError):
+            raise read
+        x, label = (part.to(device, non_blocking=True) for part in (read.x, read.label))
+        if encode:
+            noise = None if read.noise is None else read.noise.to(device, non_blocking=True)
+            x = codec.encode(x, noise)
+        yield Batch(x, label, read.first)
+
+
+def _loader(
+    samples: "_Samples", firsts: Iterable[int], *, workers: int, device: torch.device
+) -> DataLoader[_Read | DiffMoEError]:
+    """Reads micro-batches in order, ahead of time in worker processes if there are any."""
+    return DataLoader(
+        samples,
+        sampler=firsts,
+        batch_size=None,  # a micro-batch is one item, so a worker reads it from end to end
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=functools.partial(_leave_signals, os.getpid()),
+        generator=torch.Generator(),  # the loader draws a number; not from the global generator
+    )
+
+
+def _as_it_is(read: _Read | DiffMoEError) -> _Read | DiffMoEError:
+    return read
+
+
+def _leave_signals(main: int, worker: int) -> None:
+    """Leave interruption to the main process: it saves its work, then ends its workers.
+
+    SIGTERM counts from the main process only. To ignore it altogether would keep the main process
+    from ever ending where an exception holds on to the loader.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(main,), daemon=True).start()
+
+
+def _end_when_told(main: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)
+
+
+class _Samples(Dataset[_Read | DiffMoEError]):
+    """Micro-batches by the number of their first sample."""
+
+    def __init__(self, config: RunConfig, source: Source) -> None:
+        self._source, self._seed, self._count = source, config.training.seed, config.micro_batch
+        self._images: Tensor | None = getattr(source, "images", None)
+        self._flip = isinstance(config.data, FolderData) and config.data.flip
+        self._order = _Order(self._seed, len(source))
+        self.encode = not source.encoded
+        draws = self.encode and isinstance(config.codec, AutoencoderCodec)
+        model = config.model
+        self._noise = (model.channels, model.input_size, model.input_size) if draws else None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading costs nothing worth a loader."""
+        return self._images is not None
+
+    def __getitem__(self, first: int) -> _Read | DiffMoEError:
+        """The micro-batch, or the error that its samples meet.
+
+        The error is handed over, not raised: a loader would wrap it in its worker's traceback.
+        """
+        index = self._order.indices(first, self._count)
+        try:
+            x = self._load(first, index)
+        except DiffMoEError as error:
+            return error
+        return _Read(x, self._source.labels[index], first, self._draw_noise(first))
+
+    def _load(self, first: int, index: Tensor) -> Tensor:
+        if self._images is not None:
+            return self._images[index]
+        flips = [False] * self._count
+        if self._flip:
+            flips = (uniforms(self._seed, "flip", first, self._count)[:, 0] < 0.5).tolist()
+        pairs = zip(index.tolist(), flips, strict=True)
+        return torch.stack([self._source.load(i, flip) for i, flip in pairs])
+
+    def _draw_noise(self, first: int) -> Tensor | None:
+        if self._noise is None:
+            return None
+        return normals(self._seed, "encode", first, self._count, self._noise)
+
+
+class _Order:
+    """The place in the data of each sample number; every epoch has its own permutation."""
+
+    def __init__(self, seed: int, length: int) -> None:
+        self._seed, self._length = seed, length
+        self._newest: tuple[int, np.ndarray] | None = None
+
+    def indices(self, first: int, count: int) -> Int[Tensor, " count"]:
+        """Indices of samples `first .. first + count`."""
+        epochs, places = np.divmod(np.arange(first, first + count), self._length)
+        parts = [
+            self._permutation(epoch)[places[epochs == epoch]]
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._newest is None or self._newest[0] != epoch:
+            self._newest = epoch, permutation(self._seed, f"order/{epoch}", self._length)
+        return self._newest[1]

@@ -1,0 +1,145 @@
+"""A folder of images: how it is numbered, and a sentence for each folder that is none."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffmoe.data import ImageFolderSource, open_source, read_image
+from diffmoe.errors import ConfigError, DataError, ExitCode
+
+
+def opened(folder: Path, channels: int = 3) -> ImageFolderSource:
+    return ImageFolderSource(folder, channels=channels, side=8)
+
+
+def test_classes_and_images_are_in_the_order_of_their_names(images: Path) -> None:
+    source = opened(images)
+    assert source.class_names == ("bird", "cat", "dog")
+    assert source.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 9
+    assert source.labels.dtype == torch.int64
+    assert (len(source), source.shape, source.encoded) == (22, (3, 8, 8), False)
+    assert source.path(7) == images / "cat" / "1.png"
+
+
+def test_an_image_is_read_and_mirrored(images: Path) -> None:
+    source = opened(images)
+    image = source.load(8, False)
+    assert torch.equal(image, read_image(source.path(8), 8, channels=3, side=8))
+    assert torch.equal(source.load(8, True), image.flip(-1))
+
+
+def test_extensions_nesting_and_hidden_names(images: Path) -> None:
+    picture = Image.new("RGB", (9, 9), "red")
+    (images / "cat" / "more").mkdir()
+    for name in ("more/deep.JPEG", "big.JPG", "a.webp", "b.bmp", "é ü.png", ".hidden.png"):
+        picture.save(images / "cat" / name)
+    (images / "cat" / "notes.txt").write_text("no image")
+    (images / ".cache").mkdir()
+    picture.save(images / "loose.png")
+    source = opened(images)
+    assert len(source) == 22 + 5
+    assert source.class_names == ("bird", "cat", "dog")
+    read = {source.path(i).name for i in range(len(source)) if source.load(i, False) is not None}
+    assert {"deep.JPEG", "big.JPG", "a.webp", "b.bmp", "é ü.png"} < read
+
+
+def test_a_damaged_image_is_named_with_its_index(images: Path) -> None:
+    (images / "cat" / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"image 9 cannot be read .*empty.*cat.3\.png"):
+        opened(images).load(9, False)
+
+
+def test_a_dead_link_and_a_deleted_image_are_named(images: Path) -> None:
+    (images / "bird" / "gone.png").symlink_to(images / "nowhere.png")
+    source = opened(images)
+    index = [source.path(i).name for i in range(len(source))].index("gone.png")
+    with pytest.raises(DataError, match=rf"image {index} .*No such file.*gone\.png"):
+        source.load(index, False)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_image(images: Path) -> None:
+    os.mkfifo(images / "cat" / "pipe.png")
+    assert len(opened(images)) == 22
+
+
+def test_a_loop_of_links_ends(images: Path) -> None:
+    (images / "cat" / "again").symlink_to(images)
+    assert len(opened(images)) == 22
+
+
+def test_a_linked_class_is_a_class(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "elsewhere" / "0.png")
+    (images / "emu").symlink_to(tmp_path / "elsewhere")
+    assert opened(images).class_names == ("bird", "cat", "dog", "emu")
+
+
+def test_a_folder_without_images(tmp_path: Path, make_config) -> None:
+    with pytest.raises(ConfigError, match=r"data\.path holds no images \(png, jpg, .*each class"):
+        open_source(make_config(tmp_path))
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(ConfigError, match=r"data\.path holds no images") as caught:
+        open_source(make_config(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_INPUT == 2
+
+
+def test_a_folder_without_class_sub_folders(tmp_path: Path, make_config) -> None:
+    for name in "ab":
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    with pytest.raises(ConfigError, match=r"holds 2 images but no class sub-folder.*of their own"):
+        open_source(make_config(tmp_path))
+
+
+def test_an_empty_class_is_named(images: Path, make_config) -> None:
+    (images / "cow").mkdir()
+    with pytest.raises(DataError, match="class 'cow' holds no images") as caught:
+        open_source(make_config(images))
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+
+
+def test_an_unset_absent_or_wrong_path(tmp_path: Path, make_config) -> None:
+    (tmp_path / "file").touch()
+    for path, pieces in (
+        (None, r"data\.path is not set — set --data\.path to a folder"),
+        (tmp_path / "nowhere", r"data\.path does not exist — .*nowhere — set --data\.path"),
+        (tmp_path / "file", r"data\.path is a file, not a folder — .*file — set --data\.path"),
+    ):
+        with pytest.raises(ConfigError, match=pieces) as caught:
+            open_source(make_config(path))
+        assert caught.value.exit_code == ExitCode.BAD_INPUT
+
+
+def test_a_folder_that_may_not_be_read(images: Path, make_config, monkeypatch) -> None:
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigError, match=r"data\.path cannot be read \(Permission denied\)"):
+        open_source(make_config(images))
+
+
+def test_the_home_folder_may_be_abbreviated(images: Path, make_config, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(images.parent))
+    assert len(open_source(make_config(Path("~/images")))) == 22
+
+
+def test_more_classes_than_the_model_knows(images: Path, make_config) -> None:
+    message = r"model\.num_classes 2 is less than the 3 classes .* set --model\.num-classes 3"
+    with pytest.raises(ConfigError, match=message):
+        open_source(make_config(images, num_classes=2))
+    assert len(open_source(make_config(images, num_classes=3))) == 22
+
+
+def test_channels_that_no_image_has(images: Path, make_config) -> None:
+    with pytest.raises(ConfigError, match=r"model\.channels 4 does not fit images"):
+        open_source(make_config(images, channels=4, out_channels=4))
+
+
+def test_images_have_the_channels_of_the_model(images: Path, make_config) -> None:
+    assert open_source(make_config(images)).shape == (1, 8, 8)
+    assert open_source(make_config(images, channels=3, out_channels=3)).shape == (3, 8, 8)
