@@ -1,0 +1,31 @@
+"""A run folder: config, weights and full state, written whole or not at all, verified on load."""
+
+from diffmoe.checkpoint.files import new_folder, write_file, write_text
+from diffmoe.checkpoint.folder import LoadedRun, RunFolder, load, load_tensors
+from diffmoe.checkpoint.released import to_ours, to_released
+from diffmoe.checkpoint.released_config import contradictions, infer_config
+from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
+from diffmoe.checkpoint.store import Manifest, newest_checkpoint, prune, read_part, verify, write
+
+__all__ = [
+    "LoadedRun",
+    "Manifest",
+    "ReleasedFile",
+    "RunFolder",
+    "contradictions",
+    "infer_config",
+    "load",
+    "load_tensors",
+    "new_folder",
+    "newest_checkpoint",
+    "prune",
+    "read_part",
+    "read_released",
+    "to_ours",
+    "to_released",
+    "verify",
+    "write",
+    "write_file",
+    "write_released",
+    "write_text",
+]

@@ -1,0 +1,475 @@
+"""Checkpoints are written whole or not at all, and no damage goes unseen."""
+
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import children
+import pytest
+import torch
+from long_record import hold
+from torch import Tensor
+
+from diffmoe.checkpoint import newest_checkpoint, prune, read_part, verify, write
+from diffmoe.checkpoint.files import digest, new_folder, write_text
+from diffmoe.checkpoint.store import sweep
+from diffmoe.errors import ExitCode, StorageError
+
+PARTS = ("ema", "model", "optimizer")
+
+
+def parts(step: int, size: int = 3) -> dict[str, dict[str, Tensor]]:
+    """Tensors that tell their step and their part."""
+    return {
+        name: {"a": torch.full((size,), step + offset / 4), "b": torch.tensor(step)}
+        for offset, name in enumerate(PARTS)
+    }
+
+
+def saved(parent: Path, *steps: int) -> list[Path]:
+    return [write(parent, step, 16 * step, parts(step)) for step in steps]
+
+
+def newest(parent: Path) -> int:
+    found = newest_checkpoint(parent)
+    assert found is not None
+    return found[1].step
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((path / "manifest.json").read_text())
+    change(content)
+    (path / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def sealed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Edit a manifest and give it the digest that a forger would."""
+    import hashlib
+
+    def forge(content: dict[str, Any]) -> None:
+        del content["sha256"]
+        change(content)
+        content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    edit_manifest(path, forge)
+
+
+# ---- written whole
+
+
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 7)
+    manifest = verify(path)
+    assert (manifest.step, manifest.samples) == (7, 112)
+    assert manifest.torch == torch.__version__
+    for name in PARTS:
+        found = read_part(path, name)
+        assert found.keys() == parts(7)[name].keys()
+        assert all(torch.equal(found[key], value) for key, value in parts(7)[name].items())
+
+
+def test_the_manifest_lists_every_file_with_digest_and_size(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 1)
+    files = verify(path).files
+    assert sorted(files) == [f"{name}.safetensors" for name in PARTS]
+    for name, facts in files.items():
+        assert facts == {"sha256": digest(path / name), "bytes": (path / name).stat().st_size}
+    assert {p.name for p in path.iterdir()} == {*files, "manifest.json"}
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = saved(tmp_path / "a", 1), saved(tmp_path / "b", 1)
+    for file in first[0].iterdir():
+        assert file.read_bytes() == (second[0] / file.name).read_bytes()
+
+
+def test_every_byte_is_flushed_before_the_rename_and_the_rename_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def watched_fsync(handle: int) -> None:
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def watched_rename(path: Path, target: Path) -> Path:
+        done.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "rename", watched_rename)
+    (path,) = saved(tmp_path / "checkpoints", 1)
+    at = done.index(f"rename to {path.name}")
+    assert {f"{name}.safetensors" for name in PARTS} | {"manifest.json"} <= set(done[:at])
+    assert done[at - 1].startswith(".tmp-step")
+    assert done[at + 1 :] == ["checkpoints"]
+
+
+def test_a_sound_checkpoint_is_not_written_twice_and_a_damaged_one_is(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 1)
+    before = (path / "manifest.json").stat().st_mtime_ns
+    saved(tmp_path, 1)
+    assert (path / "manifest.json").stat().st_mtime_ns == before
+    flip(path / "ema.safetensors", -1)
+    saved(tmp_path, 1)
+    assert verify(path).step == 1
+
+
+# ---- damage is seen
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(StorageError) as caught:
+        verify(path)
+    assert caught.value.exit_code is ExitCode.STORAGE
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_flipped_bit_in_any_byte_of_any_file_is_detected(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    tried = 0
+    for file in sorted(path.iterdir()):
+        sound = file.read_bytes()
+        for position in range(len(sound)):
+            flip(file, position, bit=position % 8)
+            with pytest.raises(StorageError):
+                verify(path)
+            tried += 1
+        file.write_bytes(sound)
+    assert verify(path).step == 4
+    assert tried > 1000
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_damaged_file_is_named_with_both_digests(name: str, tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    wanted = digest(path / f"{name}.safetensors")[:16]
+    flip(path / f"{name}.safetensors", 50)
+    found = digest(path / f"{name}.safetensors")[:16]
+    said = refused(path)
+    assert f"{name}.safetensors is damaged: sha256 {found}, expected {wanted}" in said
+
+
+@pytest.mark.parametrize("name", [*(f"{part}.safetensors" for part in PARTS), "manifest.json"])
+def test_a_file_cut_off_anywhere_or_gone_is_detected(name: str, tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    sound = (path / name).read_bytes()
+    for length in (0, 1, len(sound) // 2, len(sound) - 1):
+        (path / name).write_bytes(sound[:length])
+        refused(path)
+    (path / name).unlink()
+    refused(path)
+    (path / name).mkdir()
+    refused(path)
+
+
+def test_a_file_of_another_step_or_part_is_detected(tmp_path: Path) -> None:
+    old, new = saved(tmp_path, 4, 8)
+    shutil.copy(old / "ema.safetensors", new / "ema.safetensors")
+    assert "ema.safetensors is damaged" in refused(new)
+    shutil.copy(old / "ema.safetensors", old / "model.safetensors")
+    assert "model.safetensors is damaged" in refused(old)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_never_read(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    shutil.copy(path / "ema.safetensors", path / "extra.safetensors")
+    assert "does not list extra.safetensors" in refused(path)
+
+
+EMA = "ema.safetensors"
+FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "parent": lambda m: m["files"].update({"../ema.safetensors": m["files"][EMA]}),
+    "deep": lambda m: m["files"].update({"a/b": m["files"][EMA]}),
+    "absolute": lambda m: m["files"].update({"/etc/hostname": m["files"][EMA]}),
+    "dots": lambda m: m["files"].update({"..": m["files"][EMA]}),
+    "dot": lambda m: m["files"].update({".": m["files"][EMA]}),
+    "nameless": lambda m: m["files"].update({"": m["files"][EMA]}),
+    "no digest": lambda m: m["files"][EMA].pop("sha256"),
+    "null digest": lambda m: m["files"][EMA].update(sha256=None),
+    "facts no record": lambda m: m["files"].update({EMA: "x"}),
+    "files no record": lambda m: m.update(files=[EMA]),
+    "files null": lambda m: m.update(files=None),
+    "no files": lambda m: m.pop("files"),
+    "unlisted": lambda m: m["files"].pop(EMA),
+    "more": lambda m: m.update(more=1),
+    "schema 2": lambda m: m.update(schema=2),
+    "schema null": lambda m: m.update(schema=None),
+    "schema list": lambda m: m.update(schema=[1]),
+    "step text": lambda m: m.update(step="4"),
+    "step half": lambda m: m.update(step=4.5),
+    "step true": lambda m: m.update(step=True),
+    "step below 0": lambda m: m.update(step=-1),
+    "samples null": lambda m: m.update(samples=None),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_hostile_manifest_is_refused_even_with_the_right_digest(
+    name: str, tmp_path: Path
+) -> None:
+    (path,) = saved(tmp_path, 4)
+    shutil.copy(path / EMA, tmp_path / EMA)
+    sealed(path, FORGERIES[name])
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "3", "{}", "{" * 100_000, '{"schema": 1}', "NaN", '"text"', "\udcff"],
+    ids=lambda text: repr(text[:12]),
+)
+def test_a_manifest_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    (path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    refused(path)
+
+
+def test_an_honest_edit_of_the_manifest_is_refused_too(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    edit_manifest(path, lambda content: content.update(step=5))
+    assert "damaged" in refused(path)
+
+
+def test_a_missing_part_is_a_storage_error(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    with pytest.raises(StorageError, match=r"cannot read other\.safetensors"):
+        read_part(path, "other")
+
+
+# ---- which checkpoint is the newest
+
+
+def test_no_checkpoint_at_all_is_no_error(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_newest_is_that_of_the_highest_step_whatever_its_name_or_date(tmp_path: Path) -> None:
+    low, high = saved(tmp_path, 2, 10)
+    low.rename(tmp_path / "step-9")
+    high.rename(tmp_path / "step-00000001-copy")
+    os.utime(tmp_path / "step-00000001-copy", (0, 0))
+    assert newest(tmp_path) == 10
+    saved(tmp_path, 10**8, 10**9 - 1)
+    assert newest(tmp_path) == 10**9 - 1
+
+
+def test_the_newest_falls_back_loudly_to_the_last_sound_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, middle, last = saved(tmp_path, 2, 4, 6)
+    flip(last / "ema.safetensors", 60)
+    (middle / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert newest(tmp_path) == 2
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert f"skipping a checkpoint: {EMA} is damaged" in said and str(last) in said
+
+
+def test_no_sound_checkpoint_among_some_is_an_error(tmp_path: Path) -> None:
+    for path in saved(tmp_path, 2, 4):
+        flip(path / "model.safetensors", 60)
+    with pytest.raises(StorageError, match="none of the 2 checkpoints can be read"):
+        newest_checkpoint(tmp_path)
+
+
+# ---- which checkpoints stay
+
+
+def names(parent: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in parent.glob("step-*"))
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8]), (9, [4, 6, 8])])
+def test_pruning_keeps_the_newest(keep: int, left: list[int], tmp_path: Path) -> None:
+    last = saved(tmp_path, 4, 6, 8)[-1]
+    prune(tmp_path, last, keep)
+    assert names(tmp_path) == left
+
+
+def test_pruning_never_prefers_a_damaged_later_one_to_what_was_just_written(
+    tmp_path: Path,
+) -> None:
+    older, damaged = saved(tmp_path, 4, 8)
+    flip(damaged / "ema.safetensors", 60)
+    (written,) = saved(tmp_path, 5)
+    prune(tmp_path, written, 1)
+    assert names(tmp_path) == [5, 8]
+    assert not older.exists() and newest(tmp_path) == 5
+
+
+def test_pruning_leaves_what_it_cannot_read(tmp_path: Path) -> None:
+    unreadable, *_, last = saved(tmp_path, 2, 4, 6)
+    (unreadable / "manifest.json").write_text("")
+    prune(tmp_path, last, 1)
+    assert names(tmp_path) == [2, 6]
+
+
+def test_sweeping_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
+    saved(tmp_path, 4)
+    (tmp_path / ".tmp-step-00000006-x").mkdir()
+    (tmp_path / ".tmp-step-00000006-x" / "ema.safetensors").touch()
+    (tmp_path / ".tmp-config-x.yaml").touch()
+    (tmp_path / ".tmp-report-x.html").touch()
+    sweep(tmp_path, "config")
+    assert (tmp_path / ".tmp-report-x.html").exists()
+    assert not (tmp_path / ".tmp-config-x.yaml").exists()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+# ---- a disk that fails
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 2)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .* \(No space left on device\)"):
+        saved(tmp_path, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert newest(tmp_path) == 2
+
+
+@pytest.mark.parametrize("limit", [0, 100, 5000, 9000])
+def test_a_file_limit_is_one_sentence_and_leaves_nothing(limit: int, tmp_path: Path) -> None:
+    saved(tmp_path, 2)
+
+    def starved() -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return str(write(tmp_path, 4, 64, parts(4, size=2500)))
+
+    kind, said = children.outcome(starved)
+    assert kind == "StorageError"
+    assert "File too large" in said and "nothing was left behind" in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert newest(tmp_path) == 2
+
+
+def test_a_place_below_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for make in (
+        lambda: saved(tmp_path / "file" / "below", 2),
+        lambda: write_text(tmp_path / "file" / "note", "text"),
+    ):
+        with pytest.raises(StorageError, match=r"\((Not a directory|a file is in the way)\)"):
+            make()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "note.txt"
+    write_text(path, "old")
+
+    def broken(self: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", broken)
+        with pytest.raises(StorageError):
+            write_text(path, "new")
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_folder_appears_only_if_its_block_succeeds(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), new_folder(tmp_path / "made") as aside:
+        (aside / "half").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with new_folder(tmp_path / "made") as aside:
+        (aside / "whole").touch()
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["whole"]
+    with pytest.raises(StorageError), new_folder(tmp_path / "made"):
+        pass
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["whole"]
+
+
+# ---- killed at any moment
+
+
+def save_for_ever(parent: Path, first: int) -> Callable[[int], None]:
+    def work(pipe: int) -> None:
+        sweep(parent)
+        for step in range(first, first + 10_000):
+            path = write(parent, step, step, parts(step, size=20_000))
+            os.write(pipe, f"{step}\n".encode())
+            prune(parent, path, 2)
+
+    return work
+
+
+def survive_kills(parent: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Kill a saving child again and again; every time its last acknowledged step must load."""
+    rng, step, acknowledged, leftovers = random.Random(seed), 0, 0, 0
+    unloadable = stale = 0
+    for _ in range(kills):
+        child, pipe = children.fork(save_for_ever(parent, step + 1))
+        time.sleep(rng.uniform(0.005, 0.1))
+        children.kill(child)
+        said = children.read_all(pipe).split()
+        acknowledged += len(said)
+        leftovers += bool(list(parent.glob(".tmp-*")))
+        try:
+            found = newest_checkpoint(parent)
+            loaded = found[1].step if found else 0
+            whole = found is None or bool((read_part(found[0], "ema")["a"] == loaded).all())
+        except StorageError:
+            loaded, whole = step, False
+        unloadable += not whole
+        stale += loaded < int(said[-1] if said else step)
+        step = max(step, loaded)
+    return {
+        "kills": kills,
+        "unloadable": unloadable,
+        "older_than_acknowledged": stale,
+        "acknowledged_saves": acknowledged,
+        "kills_in_the_middle_of_a_save": leftovers,
+    }
+
+
+def assert_nothing_lost(found: dict[str, Any]) -> dict[str, Any]:
+    assert found["unloadable"] == found["older_than_acknowledged"] == 0, found
+    assert found["kills_in_the_middle_of_a_save"] > 0 < found["acknowledged_saves"], found
+    return found
+
+
+def test_a_kill_at_any_moment_loses_no_acknowledged_checkpoint(tmp_path: Path) -> None:
+    assert_nothing_lost(survive_kills(tmp_path, 40, seed=0))
+
+
+@pytest.mark.long
+def test_five_hundred_kills_lose_no_acknowledged_checkpoint(tmp_path: Path) -> None:
+    hold(
+        "kills_while_saving",
+        "after SIGKILL at a random moment the newest checkpoint loads and is never older than the"
+        " last one acknowledged",
+        500,
+        lambda: assert_nothing_lost(survive_kills(tmp_path, 500, seed=1)),
+    )
