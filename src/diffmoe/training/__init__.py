@@ -1,0 +1,20 @@
+"""Room 4: a config to a run folder."""
+
+from diffmoe.training.loop import train
+from diffmoe.training.optimizer import average_weights, build_optimizer, learning_rate
+from diffmoe.training.state import TrainingState, new_state, restore, state_parts
+from diffmoe.training.step import make_draws, train_step, training_plan
+
+__all__ = [
+    "TrainingState",
+    "average_weights",
+    "build_optimizer",
+    "learning_rate",
+    "make_draws",
+    "new_state",
+    "restore",
+    "state_parts",
+    "train",
+    "train_step",
+    "training_plan",
+]

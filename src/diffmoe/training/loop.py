@@ -1,0 +1,147 @@
+"""A config to a run folder: read, step, log, save, and go on where the last command stopped."""
+
+import itertools
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffmoe.checkpoint import RunFolder, newest_checkpoint, prune, write
+from diffmoe.codec import build_codec
+from diffmoe.config import RunConfig
+from diffmoe.data import Batch, open_source, stream
+from diffmoe.device import resolve_device
+from diffmoe.errors import NonFiniteError, StoppedError
+from diffmoe.objective import build_objective
+from diffmoe.training.metrics import MetricsFile, Window
+from diffmoe.training.state import TrainingState, new_state, restore, state_parts
+from diffmoe.training.step import train_step
+
+__all__ = ["train"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunFolder:
+    """Train `config` into the run folder `path`, or go on with the run that is there.
+
+    Raises ConfigError if the folder holds another run, StorageError if it cannot be written,
+    NonFiniteError when the loss is no number, StoppedError when a signal asked to stop.
+    """
+    device = resolve_device(config.machine.device)
+    folder = RunFolder(Path(path))
+    folder.refuse_another(config)
+    source, codec = open_source(config), build_codec(config.codec, device)
+    with folder.locked():
+        state = _begin(config, folder, device)
+        first = state.step * config.training.global_batch
+        batches = stream(config, source, codec, first=first, device=device)
+        folder.claim(config)  # last: a config that cannot run leaves no trace
+        if state.step < config.loop.steps:
+            _run(config, folder, state, batches, progress)
+    return folder
+
+
+def _begin(config: RunConfig, folder: RunFolder, device: torch.device) -> TrainingState:
+    state = new_state(config, device)
+    found = newest_checkpoint(folder.checkpoints)
+    if found is not None:
+        checkpoint, manifest = found
+        restore(state, checkpoint, manifest.step)
+        _LOG.info("resuming %s at step %d", folder.path, manifest.step)
+    if config.machine.compile:
+        state.model.compile(fullgraph=True)
+    return state
+
+
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    state: TrainingState,
+    batches: Iterator[Batch],
+    progress: bool,
+) -> None:
+    objective = build_objective(config.objective)
+    window = Window(len(state.model.moe_layers))
+    metrics = closing(MetricsFile(folder.metrics, state.step))
+    micro_steps = config.training.global_batch // config.micro_batch
+    bar = tqdm(
+        total=config.loop.steps,
+        initial=state.step,
+        desc=f"train {folder.path.name}",
+        unit="step",
+        disable=not progress,
+        mininterval=1.0,
+    )
+    with bar, metrics as lines, _stop_signals() as stop:
+        while state.step < config.loop.steps:
+            window.add(
+                *train_step(state, objective, list(itertools.islice(batches, micro_steps)), config)
+            )
+            bar.update()
+            stopping = stop.is_set()  # asked once: what follows must agree
+            last = stopping or state.step == config.loop.steps
+            if last or state.step % config.loop.checkpoint_every == 0:
+                _save(config, folder, state, window)
+            if last or state.step % config.loop.log_every == 0:
+                _refuse_non_finite(window, folder, state.step)
+                values = window.read(state.model, config.training.global_batch)
+                lines.write(state.step, values)
+                bar.set_postfix(loss=f"{values['loss']:.3f}")
+            if stopping:
+                break
+    if state.step < config.loop.steps:
+        raise StoppedError(
+            f"stopped by a signal after step {state.step}, saved",
+            where=str(folder.path),
+            remedy="the same command goes on from here",
+        )
+
+
+def _save(config: RunConfig, folder: RunFolder, state: TrainingState, window: Window) -> None:
+    _refuse_non_finite(window, folder, state.step)
+    samples = state.step * config.training.global_batch
+    path = write(folder.checkpoints, state.step, samples, state_parts(state))
+    prune(folder.checkpoints, path, config.loop.keep_checkpoints)
+
+
+def _refuse_non_finite(window: Window, folder: RunFolder, step: int) -> None:
+    """Weights that met NaN are never saved, so the last checkpoint is good."""
+    if not window.finite():
+        kept = sorted(path.name for path in folder.checkpoints.glob("step-*"))
+        raise NonFiniteError(
+            f"the loss or its gradient is not finite near step {step}",
+            where=str(folder.path),
+            remedy=f"lower training.learning_rate or set training.clip_norm in a new run; last good"
+            f" checkpoint: {kept[-1] if kept else 'none yet'}",
+        )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event set by SIGINT or SIGTERM; a second signal acts as it did before."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in numbers:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
