@@ -1,0 +1,25 @@
+"""Room 5: seeds to images."""
+
+from diffmoe.sampling.generate import Moment, balanced_labels, check_request, decode, generate
+from diffmoe.sampling.guidance import guided
+from diffmoe.sampling.output import contact_sheet, to_picture, write_samples
+from diffmoe.sampling.policy import sampling_plan
+from diffmoe.sampling.solvers import Evaluation, Solver, build_solver
+from diffmoe.sampling.stamp import stamp
+
+__all__ = [
+    "Evaluation",
+    "Moment",
+    "Solver",
+    "balanced_labels",
+    "build_solver",
+    "check_request",
+    "contact_sheet",
+    "decode",
+    "generate",
+    "guided",
+    "sampling_plan",
+    "stamp",
+    "to_picture",
+    "write_samples",
+]

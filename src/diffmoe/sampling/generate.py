@@ -1,0 +1,159 @@
+"""Seeds to images: each image depends on its seed, its label and the settings alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import index
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffmoe.codec import Codec, to_uint8
+from diffmoe.config import RunConfig, SamplingConfig
+from diffmoe.errors import ConfigError
+from diffmoe.model import DiT
+from diffmoe.objective import Field, Objective, build_objective
+from diffmoe.randomness import normals
+from diffmoe.sampling.guidance import guided
+from diffmoe.sampling.policy import sampling_plan
+from diffmoe.sampling.solvers import Evaluation, build_solver
+
+__all__ = ["Moment", "balanced_labels", "check_request", "decode", "generate"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One evaluation for some of the images asked for, as a callback of `generate` sees it."""
+
+    images: range  # which of the images asked for
+    labels: Tensor  # (B,) their classes
+    evaluation: Evaluation
+
+
+def generate(
+    model: DiT,
+    config: RunConfig,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    settings: SamplingConfig | None = None,
+    callback: Callable[[Moment], None] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Samples (N, C, H, W) in the model's own space, float32 on the CPU, in the order asked for.
+
+    In `token`, `gate` and `image` selection the batch size changes nothing but rounding; in
+    `pool` selection images of one batch compete. Raises ConfigError for a bad label or seed, or
+    settings that do not go with the objective.
+    """
+    settings = settings or config.sampling
+    config = replace(config, sampling=settings)  # its checks refuse another objective's sampler
+    check_request(config, labels, seeds)
+    alone = settings.sampler == "dopri5" and not settings.shared_step
+    size = 1 if alone else settings.batch
+    found = []
+    with tqdm(total=len(labels), desc="sample", unit="image", disable=not progress) as bar:
+        for start in range(0, len(labels), size):
+            images = range(start, min(start + size, len(labels)))
+            found.append(_batch(model, config, labels, seeds, images, callback))
+            bar.update(len(images))
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def _batch(
+    model: DiT,
+    config: RunConfig,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    images: range,
+    callback: Callable[[Moment], None] | None,
+) -> Tensor:
+    settings, objective = config.sampling, build_objective(config.objective)
+    device = next(model.parameters()).device
+    classes = torch.tensor([labels[i] for i in images], device=device)
+    noise = _noise_of([seeds[i] for i in images], config, device)
+    field = _field(model, objective, settings, classes)
+
+    def watch(evaluation: Evaluation) -> None:
+        if callback is not None:
+            callback(Moment(images, classes, evaluation))
+
+    low = settings.precision == "bfloat16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+        x = build_solver(settings, objective)(
+            field,
+            noise(-1),
+            objective.grid(settings.steps),
+            noise=noise,
+            callback=watch,
+        )
+    return x.float().cpu()
+
+
+def _noise_of(seeds: list[int], config: RunConfig, device: torch.device) -> Callable[[int], Tensor]:
+    """Row `step + 1` of each image's own stream; row 0 is where it starts."""
+    size = config.model.input_size
+    shape = (config.model.channels, size, size)
+
+    def noise(step: int) -> Tensor:
+        rows = [normals(seed, "sampling", step + 1, 1, shape) for seed in seeds]
+        return torch.cat(rows).to(device)
+
+    return noise
+
+
+def _field(model: DiT, objective: Objective, settings: SamplingConfig, labels: Tensor) -> Field:
+    images = labels.shape[0]
+    conditional = objective.field(model, labels, sampling_plan(model, settings, images))
+    none = torch.full_like(labels, model.config.null_class)
+    both = objective.field(
+        model, torch.cat([labels, none]), sampling_plan(model, settings, images, branches=2)
+    )
+    return guided(conditional, both, settings, objective.noise_level)
+
+
+def check_request(config: RunConfig, labels: Sequence[int], seeds: Sequence[int]) -> None:
+    """Raise ConfigError for a label that is no class, or a seed that is no 63-bit number."""
+    classes = config.model.num_classes
+    if len(labels) == 0:
+        raise ConfigError("no images are asked for", remedy="give at least one label and seed")
+    if len(labels) != len(seeds):
+        raise ConfigError(
+            f"{len(labels)} labels and {len(seeds)} seeds do not pair up",
+            remedy="give one seed for each label",
+        )
+    for label in (_whole("label", label) for label in labels):
+        if label == classes:
+            raise ConfigError(
+                f"label {label} is the null class of guidance, not a class",
+                remedy=f"use 0..{classes - 1}",
+            )
+        if not 0 <= label < classes:
+            raise ConfigError(
+                f"label {label} is out of range", remedy=f"the model has classes 0..{classes - 1}"
+            )
+    for seed in (_whole("seed", seed) for seed in seeds):
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed {seed} is out of range", remedy="use 0..2^63 - 1")
+
+
+def _whole(what: str, value: SupportsIndex) -> int:
+    try:
+        return int(index(value))
+    except TypeError:
+        raise ConfigError(f"{what} {value!r} is no whole number") from None
+
+
+def balanced_labels(count: int, classes: int) -> list[int]:
+    """`count` labels, every class as often as any other, in turn."""
+    return [image % classes for image in range(count)]
+
+
+def decode(
+    codec: Codec, latents: Tensor, device: torch.device, batch: int = 32
+) -> Iterator[Tensor]:
+    """uint8 images (b, C, H, W) of samples, a few at a time."""
+    for part in latents.split(batch):
+        yield to_uint8(codec.decode(part.to(device))).cpu()
