@@ -1,0 +1,101 @@
+"""What routing did during a sampling run, as sums that do not grow with the number of images."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffmoe.config import RunConfig
+from diffmoe.model import Routing, capacity_of_images
+from diffmoe.sampling import Moment
+
+__all__ = ["CapacityTrace"]
+
+
+@dataclass
+class CapacityTrace:
+    """A callback of `generate` that adds up capacities by step, class, layer and expert.
+
+    `rows` and `pairs` count everything executed, both guidance branches; maps by class and step
+    use the conditional branch (Eq. 15).
+    """
+
+    step_sum: Float[Tensor, "steps"]
+    step_images: Float[Tensor, "steps"]
+    class_sum: Float[Tensor, "classes"]
+    class_images: Float[Tensor, "classes"]
+    pairs: Float[Tensor, "L E"]
+    rows: Float[Tensor, "L"]
+    times: dict[int, float]  # where each step begins, in the objective's own time
+    tokens: int
+
+    @classmethod
+    def empty(cls, config: RunConfig, steps: int) -> "CapacityTrace":
+        """A trace of a sampling run of `steps` steps."""
+        layers, experts = len(config.model.moe_blocks), config.model.router.num_experts
+        classes = config.model.num_classes
+        return cls(
+            step_sum=torch.zeros(steps, dtype=torch.float64),
+            step_images=torch.zeros(steps, dtype=torch.float64),
+            class_sum=torch.zeros(classes, dtype=torch.float64),
+            class_images=torch.zeros(classes, dtype=torch.float64),
+            pairs=torch.zeros(layers, experts, dtype=torch.float64),
+            rows=torch.zeros(layers, dtype=torch.float64),
+            times={},
+            tokens=config.model.tokens,
+        )
+
+    def __call__(self, moment: Moment) -> None:
+        """Take in one evaluation."""
+        routing = moment.evaluation.output.routing
+        if not routing:
+            return
+        self._count(routing)
+        images = len(moment.images)
+        per_layer = [capacity_of_images(record, self.tokens)[:images] for record in routing]
+        capacity = torch.stack(per_layer).double().mean(dim=0).cpu()
+        step = moment.evaluation.step
+        self._reserve(step)
+        self.times.setdefault(step, moment.evaluation.time)
+        self.step_sum[step] += capacity.sum()
+        self.step_images[step] += images
+        labels = moment.labels.cpu()
+        self.class_sum.index_add_(0, labels, capacity)
+        self.class_images.index_add_(0, labels, torch.ones_like(capacity))
+
+    def _count(self, routing: tuple[Routing, ...]) -> None:
+        for layer, record in enumerate(routing):
+            self.pairs[layer] += record.count.double().cpu()
+            self.rows[layer] += record.rows
+
+    def _reserve(self, step: int) -> None:
+        """An adaptive solver may take more steps than were asked for (or fewer)."""
+        missing = step + 1 - len(self.step_sum)
+        if missing > 0:
+            more = torch.zeros(missing, dtype=torch.float64)
+            self.step_sum = torch.cat([self.step_sum, more])
+            self.step_images = torch.cat([self.step_images, more])
+
+    @property
+    def per_step(self) -> Float[Tensor, "steps"]:
+        """Average capacity of each sampling step (Fig. 1c), as far as the solver went."""
+        visited = self.step_images > 0
+        return self.step_sum[visited] / self.step_images[visited]
+
+    @property
+    def per_class(self) -> Float[Tensor, "classes"]:
+        """Average capacity of each class (Fig. 1d); NaN for a class without samples."""
+        return self.class_sum / self.class_images
+
+    @property
+    def per_expert(self) -> Float[Tensor, "L E"]:
+        """Share of the rows that each expert took."""
+        return self.pairs / self.rows[:, None].clamp_min(1)
+
+    @property
+    def average(self) -> float:
+        """C_avg over everything executed (Eq. 15); 1 costs what dense costs."""
+        if not len(self.rows) or not self.rows.sum():
+            return 1.0
+        return float((self.pairs.sum(dim=1) / self.rows).mean())
