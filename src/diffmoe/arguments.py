@@ -1,0 +1,176 @@
+"""The words of each verb as records; flags come from their fields, mistakes become a sentence."""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from diffmoe.config import RunConfig, SamplingConfig, nearest
+from diffmoe.errors import ConfigError, DiffMoEError
+
+__all__ = [
+    "ConvertCommand",
+    "DemoCommand",
+    "ReportCommand",
+    "SampleCommand",
+    "TrainCommand",
+    "parse",
+]
+
+Record = TypeVar("Record")
+
+_FLAT = tyro.conf.arg(name="")
+_PLACE = re.compile(r"^Error parsing (\S+): (.*)")
+_VALUE = re.compile(r"(?:with base 10: |string to float: |instantiated from |for arguments: )(.*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train a preset into a run folder, or go on with the run that is there."""
+
+    config: Annotated[RunConfig, _FLAT]
+    run: Path  # the run folder
+    dry_run: bool = False  # print the resolved config, parameters and memory, and stop
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCommand:
+    """Draw images from a run: one for each label, each from its own seed."""
+
+    settings: Annotated[SamplingConfig, _FLAT]
+    labels: tuple[int, ...] = ()  # classes; none = `count` images, all classes in turn
+    seeds: tuple[int, ...] = ()  # one for each label; none = 0, 1, 2, ...
+    count: int = 16  # images when no labels are given
+    out: Path | None = None  # folder to write; None = below the run
+    device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Sample a run, score the samples and write report.html into its folder."""
+
+    settings: Annotated[SamplingConfig, _FLAT]
+    count: int = 1000  # images, all classes in turn
+    seed: int = 0  # the first of their seeds
+    device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """Train a small DiffMoE on real digits, sample it and write a report, in minutes."""
+
+    run: Path = Path("runs/demo")  # the run folder
+    steps: int | None = None  # optimizer steps; None = the preset's
+    count: int = 1000  # images to score
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertCommand:
+    """Turn a checkpoint of the released layout into a run folder, or a run into such a file."""
+
+    preset: str | None = None  # the model the file holds; None = found by its sizes
+    heads: int | None = None  # attention heads; None = the preset's
+    objective: Literal["flow", "ddpm"] | None = None  # what it predicts; None = the preset's
+
+
+def parse(record: type[Record], default: Record, words: Sequence[str], prog: str) -> Record:
+    """The record that `words` make of `default`; `--help` prints the flags and exits.
+
+    Raises ConfigError for a flag that is not there (naming the nearest), a value of the wrong
+    type, and whatever the record's own checks raise.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found, unknown = tyro.cli(
+                record,
+                default=default,
+                args=list(words),
+                prog=prog,
+                config=(tyro.conf.AvoidSubcommands,),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise _mistake(stop, said.getvalue(), prog) from None
+    if unknown:
+        raise _unknown(unknown, list(_flags(default)), prog)
+    return found
+
+
+def _mistake(stop: SystemExit, box: str, prog: str) -> DiffMoEError:
+    """What a record's own check raised, or else what the parser wrote into its box."""
+    for cause in _causes(stop):
+        if isinstance(cause, DiffMoEError):
+            return cause
+    message, *helptext = _paragraphs(box)
+    found = _PLACE.match(message)
+    if found:
+        message = _wrong_value(found[1], found[2], helptext)
+    return ConfigError(message.rstrip(". "), remedy=f"see {prog} --help")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    following: BaseException | None = error
+    while following is not None:
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _paragraphs(box: str) -> list[str]:
+    """The text between the rules of a box, drawn with Unicode or with ASCII lines."""
+    lines = [line.strip("│|╭╮╰╯+ ") for line in box.splitlines()]
+    parts = re.split(r"^[─-]{5,}.*$", "\n".join(lines[1:]), flags=re.MULTILINE)
+    return [text for text in (" ".join(part.split()) for part in parts) if text] or [""]
+
+
+def _wrong_value(flag: str, reason: str, helptext: list[str]) -> str:
+    """`--flag takes KIND, not 'value'`, or the parser's own words where it gives no value."""
+    value = _VALUE.search(reason.split(" Got errors")[0])
+    kind = re.search(rf"{re.escape(flag)} (\S+)", " ".join(helptext))
+    if not (value and kind):
+        return f"{flag}: {reason}"
+    return f"{flag} takes {kind[1]}, not {value[1].strip('[]. ')}"
+
+
+def _flags(record: Any, prefix: str = "--") -> Iterator[str]:
+    """Every flag of a record."""
+    for entry in fields(record):
+        value, name = getattr(record, entry.name), entry.name.replace("_", "-")
+        if is_dataclass(value):
+            flat = _FLAT in getattr(entry.type, "__metadata__", ())
+            yield from _flags(value, prefix if flat else f"{prefix}{name}.")
+        else:
+            yield prefix + name
+        if isinstance(value, bool):
+            yield f"{prefix}no-{name}"
+
+
+def _unknown(words: list[str], known: list[str], prog: str) -> ConfigError:
+    flags = [word.split("=")[0] for word in words if word.startswith("-")]
+    if not flags:
+        return ConfigError(f"unexpected word {words[0]!r}", remedy=f"see {prog} --help")
+    near = [found for found in (_nearest(flag, known) for flag in flags) if found]
+    remedy = f"did you mean {' and '.join(near)}?" if near else f"see {prog} --help"
+    return ConfigError(f"unknown flag {', '.join(flags)}", remedy=remedy)
+
+
+def _nearest(flag: str, known: list[str]) -> str | None:
+    """The flag of that last name in another section, else the one most alike."""
+    spelt = flag.replace("_", "-")
+    name = _last(spelt)
+    return next((other for other in known if _last(other) == name), nearest(spelt, known))
+
+
+def _last(flag: str) -> str:
+    return flag.lstrip("-").rsplit(".", 1)[-1]

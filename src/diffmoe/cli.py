@@ -1,0 +1,270 @@
+"""The front door: one thin verb for each task."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from diffmoe.arguments import (
+    ConvertCommand,
+    DemoCommand,
+    ReportCommand,
+    SampleCommand,
+    TrainCommand,
+    parse,
+)
+from diffmoe.config import RunConfig, SamplingConfig, read_config, to_yaml
+from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, StorageError
+from diffmoe.presets import PRESETS, preset
+
+__all__ = ["main"]
+
+
+def _train(words: list[str]) -> None:
+    name, rest = _first(words, "train", "PRESET|RUN", TrainCommand)
+    folder = Path(name)
+    is_run = (folder / "config.yaml").is_file()
+    config = read_config(folder / "config.yaml") if is_run else preset(name)
+    default = TrainCommand(config=config, run=folder if is_run else Path("runs") / name)
+    command = parse(TrainCommand, default, rest, f"diffmoe train {name}")
+    if command.dry_run:
+        _print_needs(command.config)
+        return
+    _refuse_several_processes()
+    from diffmoe.training import train
+
+    train(command.config, command.run, progress=not command.quiet)
+    print(f"trained {command.config.loop.steps} steps: {command.run}")
+    print(f"next: diffmoe report {command.run}")
+
+
+def _print_needs(config: RunConfig) -> None:
+    from diffmoe.experiments import needs
+
+    print(to_yaml(config))
+    found = needs(config)
+    print(f"parameters   {found.parameters:,}")
+    print(f"activated    {found.activated['eq40']:,.0f} at C = 1 by Eq. 40")
+    print(f"             {found.activated['executed']:,.0f} with routers and predictors whole")
+    print("memory on one device, GiB")
+    for part, size in {**found.memory, "all": found.total}.items():
+        print(f"  {part:<28}{size / 2**30:10.3f}")
+
+
+def _sample(words: list[str]) -> None:
+    name, rest = _first(words, "sample", "RUN", SampleCommand)
+    default = SampleCommand(settings=_settings_of(name))
+    command = parse(SampleCommand, default, rest, f"diffmoe sample {name}")
+    from diffmoe.experiments import sample
+    from diffmoe.sampling import balanced_labels
+
+    classes = read_config(Path(name) / "config.yaml").model.num_classes
+    labels = command.labels or balanced_labels(_positive(command.count), classes)
+    path = sample(
+        name,
+        labels,
+        command.seeds or range(len(labels)),
+        settings=command.settings,
+        out=command.out,
+        device=command.device,
+        progress=not command.quiet,
+    )
+    print(f"{len(labels)} images: {path}")
+    print(f"all at a glance: {path / 'sheet.png'}")
+
+
+def _report(words: list[str]) -> None:
+    name, rest = _first(words, "report", "RUN", ReportCommand)
+    default = ReportCommand(settings=_settings_of(name))
+    command = parse(ReportCommand, default, rest, f"diffmoe report {name}")
+    from diffmoe.experiments import report
+
+    found = report(
+        name,
+        count=_positive(command.count),
+        first_seed=command.seed,
+        settings=command.settings,
+        device=command.device,
+        command=" ".join(["diffmoe", "report", *words]),
+        progress=not command.quiet,
+    )
+    _print_report(found)
+
+
+def _demo(words: list[str]) -> None:
+    command = parse(DemoCommand, DemoCommand(), words, "diffmoe demo")
+    from diffmoe.experiments import demo
+
+    found = demo(
+        command.run,
+        steps=command.steps,
+        count=_positive(command.count),
+        progress=not command.quiet,
+    )
+    _print_report(found)
+    print(f"next: diffmoe sample {command.run} --labels 3 3 7 --seeds 0 1 2")
+
+
+def _print_report(found) -> None:  # type: ignore[no-untyped-def]
+    if found.scores is not None:
+        scores = found.scores
+        print(
+            f"{scores.agreement:.1%} of {scores.samples} samples are read as the class asked for"
+            f" (the judge reads {scores.held_out_accuracy:.1%} of held-out real images right)"
+        )
+        print(
+            f"nearest training image: {scores.nearest_median:.3f} rms (real to real"
+            f" {scores.nearest_median_real:.3f}); {scores.copies:.1%} nearer than 99 % of real"
+        )
+        print(
+            f"Frechet distance {scores.frechet_distance:.3f}, average capacity {found.capacity:.3f}"
+        )
+    print(f"report: {found.page}")
+    print(f"figures: {', '.join(str(path) for path in found.figures.values())}")
+
+
+def _convert(words: list[str]) -> None:
+    source, rest = _first(words, "convert", "FILE|RUN TARGET", ConvertCommand)
+    target, rest = _first(rest, f"convert {source}", "TARGET", ConvertCommand)
+    command = parse(ConvertCommand, ConvertCommand(), rest, "diffmoe convert FILE|RUN TARGET")
+    from diffmoe.experiments import export_run, import_released
+
+    if Path(source).is_dir():
+        done = export_run(Path(source), Path(target))
+    else:
+        done = import_released(
+            Path(source),
+            Path(target),
+            name=command.preset,
+            heads=command.heads,
+            objective=command.objective,
+        )
+    left = f", left out: {', '.join(done.dropped)}" if done.dropped else ""
+    print(f"{done.tensors} tensors of model and ema, bit for bit: {done.path}{left}")
+
+
+def _presets(words: list[str]) -> None:
+    if words and words[0] in ("-h", "--help"):
+        print("usage: diffmoe presets [NAME]\n\nList the presets, or print one as YAML.")
+        return
+    if len(words) > 1 or (words and words[0].startswith("-")):
+        raise ConfigError(f"unexpected word {words[-1]!r}", remedy="see diffmoe presets --help")
+    if words:
+        print(to_yaml(preset(words[0])), end="")
+        return
+    from diffmoe.model import activated_parameters, count_parameters
+
+    print(f"{'preset':<22}{'parameters':>14}{'activated':>12}  what it is")
+    for name, build in PRESETS.items():
+        model = build().model
+        total = count_parameters(model).total / 1e6
+        activated = activated_parameters(model)["eq40"] / 1e6
+        line = (build.__doc__ or "").splitlines()[0]
+        print(f"{name:<22}{total:>12.2f} M{activated:>10.2f} M  {line}")
+
+
+_VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
+    "demo": (_demo, "", "train on real digits, sample, score and report, in minutes"),
+    "train": (_train, "PRESET|RUN", "train, or go on with a run"),
+    "sample": (_sample, "RUN", "draw images"),
+    "report": (_report, "RUN", "sample, score, see where compute goes"),
+    "convert": (_convert, "FILE|RUN TARGET", "read or write checkpoints of the released layout"),
+    "presets": (_presets, "[NAME]", "list the published models, or print one"),
+}
+
+
+def _usage() -> str:
+    lines = [
+        f"  diffmoe {f'{verb} {words}'.strip():<28}{what}"
+        for verb, (_, words, what) in _VERBS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: diffmoe VERB ... [--field.name VALUE]",
+            "",
+            *lines,
+            "",
+            "diffmoe VERB ... --help lists the fields; --debug shows the traceback of an error",
+        ]
+    )
+
+
+def _first(words: list[str], verb: str, wanted: str, record: type) -> tuple[str, list[str]]:
+    """The word a verb begins with; help without it, or an error."""
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: diffmoe {verb} {wanted} [--field.name VALUE]\n\n{record.__doc__}\n")
+        print(
+            f"`diffmoe {verb} {wanted} --help` with a real name lists the fields and their values."
+        )
+        raise SystemExit(ExitCode.DONE)
+    raise ConfigError(f"diffmoe {verb} needs {wanted}", remedy=f"see diffmoe {verb} --help")
+
+
+def _settings_of(run: str) -> SamplingConfig:
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise StorageError(
+            "this folder is no run: it has no config.yaml",
+            where=run,
+            remedy="give the folder of a training run, or train one: diffmoe train PRESET",
+        )
+    return read_config(path).sampling
+
+
+def _positive(count: int) -> int:
+    if count < 1:
+        raise ConfigError(f"count {count} is not positive", remedy="use 1 or more")
+    return count
+
+
+def _refuse_several_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DiffMoEError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but training runs in one process",
+            remedy="start it without torchrun",
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code, after one line on stderr when it failed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    # Threads that wait by spinning make a shared machine many times slower than sleeping ones.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("diffmoe").setLevel(logging.INFO)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return ExitCode.DONE
+    try:
+        _verb(words[0])(words[1:])
+    except DiffMoEError as error:
+        return _fail(error, error.exit_code, debug)
+    except OSError as error:
+        return _fail(error, ExitCode.STORAGE, debug)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return ExitCode.DONE
+
+
+def _verb(name: str) -> Callable[[list[str]], None]:
+    from diffmoe.config import nearest
+
+    if name not in _VERBS:
+        near = nearest(name, list(_VERBS))
+        raise ConfigError(
+            f"unknown verb {name!r}",
+            remedy=f"did you mean {near}?" if near else "see diffmoe --help",
+        )
+    return _VERBS[name][0]
+
+
+def _fail(error: Exception, code: ExitCode, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"diffmoe: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    return code

@@ -1,0 +1,21 @@
+"""The whole story in minutes: train on real digits, sample, score, report."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from diffmoe.experiments.report import RunReport, report
+from diffmoe.presets import preset
+from diffmoe.training import train
+
+__all__ = ["demo"]
+
+
+def demo(
+    path: Path | str, *, steps: int | None = None, count: int = 1000, progress: bool = True
+) -> RunReport:
+    """Train `digits-diffmoe` into `path` (or go on with it), then report on `count` samples."""
+    config = preset("digits-diffmoe")
+    if steps is not None:
+        config = replace(config, loop=replace(config.loop, steps=steps))
+    train(config, path, progress=progress)
+    return report(path, count=count, command="diffmoe demo", device="cpu", progress=progress)
