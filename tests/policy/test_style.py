@@ -1,0 +1,261 @@
+"""The house style that no linter knows: sizes, forbidden calls, a pure model room, clean text."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "diffmoe"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 300, 60, 10
+USUAL_LINES, USUAL_SHARE = 35, 0.95
+
+UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "imp"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+UNSAFE_KEYWORDS = {("weights_only", False), ("allow_pickle", True)}
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")
+
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".cff", ".html", ".css", ".j2", ""}
+TEXT_FOLDERS = ("src", "tests", "benchmarks", "docs", ".ci", ".github")
+# The brackets keep the patterns from matching themselves.
+LOCAL_TEXT = re.compile(
+    r"/wor[k]/|/opt/[w]heels|/opt/[p]ypi|/roo[t]/|/home/[a-z]|/Users/[A-Za-z]|/tmp/[b]ash"
+    r"|\b[w]orkplace|\bshared/[d]esign|\b[Ii]ssue #?\d|\b[s]ub-?agent|\b[b]rief says"
+)
+PAGE = re.compile(r"(?<![\w/.:-])[\w./-]+\.md\b")
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    """Name and length of each function, its signature and docstring included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def oversized(path: Path, source: str) -> list[str]:
+    """Functions and files above the limit."""
+    lines = len(source.splitlines())
+    faults = [f"{path.name}: {lines} lines"] if lines > FILE_LINES else []
+    long = ((name, length) for name, length in functions(source) if length > FUNCTION_LINES)
+    return faults + [f"{path.name}: {name} has {length} lines" for name, length in long]
+
+
+def unbalanced(lengths: list[int]) -> list[str]:
+    """What is wrong with the distribution of function lengths."""
+    usual = sum(length <= USUAL_LINES for length in lengths) / len(lengths)
+    faults = [f"the median is {median(lengths)}"] if median(lengths) > MEDIAN_LINES else []
+    return faults + ([f"{usual:.0%} are of usual length"] if usual < USUAL_SHARE else [])
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of an attribute chain, its last attribute if it starts with a call."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def imported(node: ast.AST) -> list[str]:
+    """The modules a statement imports, a name taken from a module as `module.name`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module or ''}.{alias.name}" for alias in node.names]
+    return []
+
+
+def unsafe(path: Path, source: str) -> list[str]:
+    """Code run from data or from strings, and prints outside the command line."""
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        modules = [module.split(".") for module in imported(node)]
+        if any(parts[0] in UNSAFE_MODULES or dynamic(parts) for parts in modules):
+            faults.append((node, ".".join(modules[0])))
+        if isinstance(node, ast.Call):
+            faults += [(node, call) for call in unsafe_call(path, node)]
+    return [f"{path.name}:{node.lineno}: {what}" for node, what in faults]
+
+
+def dynamic(parts: list[str]) -> bool:
+    """Whether an import gives the means to import by string; metadata and resources do not."""
+    return parts[0] == "importlib" and parts[1:2] not in (["metadata"], ["resources"])
+
+
+def unsafe_call(path: Path, call: ast.Call) -> list[str]:
+    """What is unsafe or noisy about one call."""
+    name = dotted(call.func)
+    bad = name in UNSAFE_CALLS or name == "yaml.load"
+    bad |= name == "print" and path.relative_to(PACKAGE).parts[0] not in ("cli.py", "cli")
+    keywords = {
+        (word.arg, word.value.value)
+        for word in call.keywords
+        if isinstance(word.value, ast.Constant)
+    }
+    return [name] * bad + [f"{word}={value}" for word, value in keywords & UNSAFE_KEYWORDS]
+
+
+def unfinished(path: Path, source: str) -> list[str]:
+    """Marks of work left undone."""
+    return [f"{path.name}: {mark}" for mark in UNFINISHED.findall(source)]
+
+
+def impure(path: Path, source: str) -> list[str]:
+    """What ties the model room to a process group, an environment or a device."""
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        name = dotted(node) if isinstance(node, ast.Attribute) else ""
+        for module in [*imported(node), name]:
+            if module.startswith(("torch.distributed", "os.environ", "os.getenv")):
+                faults.append((node, module))
+        if isinstance(node, ast.Call) and dotted(node.func).endswith(".cuda"):
+            faults.append((node, ".cuda()"))
+        if isinstance(node, ast.Constant) and re.match(r"cuda(:\d+)?$", str(node.value)):
+            faults.append((node, str(node.value)))
+    return [f"{path.name}:{node.lineno}: {what}" for node, what in faults]
+
+
+def moody(path: Path, source: str) -> list[str]:
+    """Reads of `.training` in a module that routes: the plan says what to select, not a mode."""
+    nodes = list(ast.walk(ast.parse(source)))
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "route" for node in nodes):
+        return []
+    reads = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr == "training"]
+    return [f"{path.name}:{node.lineno}: .training" for node in reads]
+
+
+def furnished(path: Path, source: str) -> list[str]:
+    """Statements in a door that are neither import nor docstring nor `__all__`."""
+    doc, *rest = ast.parse(source).body
+    faults = [] if isinstance(doc, ast.Expr) else [doc]
+    faults += [
+        node for node in rest if not isinstance(node, ast.Import | ast.ImportFrom | ast.Assign)
+    ]
+    assigned = [node for node in rest if isinstance(node, ast.Assign)]
+    faults += [node for node in assigned if [dotted(t) for t in node.targets] != ["__all__"]]
+    return [f"{path.parent.name}/{path.name}:{node.lineno}" for node in faults]
+
+
+def local(path: Path, text: str) -> list[str]:
+    """Places and words that mean nothing outside the machine a file was written on."""
+    return [f"{path.name}: {match.group()}" for match in LOCAL_TEXT.finditer(text)]
+
+
+def dangling(path: Path, text: str, pages: set[str]) -> list[str]:
+    """Pages that a text names and the repository does not hold."""
+    named = (Path(match.group()).name for match in PAGE.finditer(text))
+    return [f"{path.name}: {page}" for page in named if page not in pages]
+
+
+def repository() -> list[Path]:
+    """The text files of the repository."""
+    inside = [path for folder in TEXT_FOLDERS for path in (ROOT / folder).rglob("*")]
+    top = [path for path in ROOT.glob("*") if path.name != ".git"]  # a file in a git worktree
+    return [path for path in top + inside if path.is_file() and path.suffix in TEXT_SUFFIXES]
+
+
+def each(checker, paths=SOURCES) -> list[str]:
+    """All faults that a checker finds in the files."""
+    return [fault for path in paths for fault in checker(path, path.read_text())]
+
+
+def test_files_and_functions_are_small() -> None:
+    assert not each(oversized)
+
+
+def test_most_functions_are_very_small() -> None:
+    lengths = [length for path in SOURCES for _, length in functions(path.read_text())]
+    assert not unbalanced(lengths)
+
+
+@pytest.mark.parametrize("checker", [unsafe, unfinished], ids=lambda checker: checker.__name__)
+def test_the_sources_are_safe_and_finished(checker) -> None:
+    assert not each(checker)
+
+
+@pytest.mark.parametrize("checker", [impure, moody], ids=lambda checker: checker.__name__)
+def test_the_model_room_is_mathematics_only(checker) -> None:
+    assert not each(checker, sorted((PACKAGE / "model").rglob("*.py")))
+
+
+def test_doors_hold_names_only() -> None:
+    assert not each(furnished, sorted(PACKAGE.glob("*/__init__.py")))
+
+
+def test_no_file_speaks_of_the_machine_it_was_written_on() -> None:
+    assert not each(local, repository())
+
+
+def test_every_page_named_exists() -> None:
+    pages = {path.name for path in repository()}
+    assert not each(lambda path, text: dangling(path, text, pages), repository())
+
+
+MODEL = PACKAGE / "model" / "routing.py"
+ROUTE = "def route(self, rows, plan):\n    return "
+
+
+@pytest.mark.parametrize(
+    ("checker", "source"),
+    [
+        (oversized, "x = 1\n" * (FILE_LINES + 1)),
+        (oversized, "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
+        (unsafe, "print('loss')"),
+        (unsafe, "import pickle"),
+        (unsafe, "from pickle import load"),
+        (unsafe, "import importlib"),
+        (unsafe, "from importlib import import_module"),
+        (unsafe, "exec('x = 1')"),
+        (unsafe, "x = eval('1')"),
+        (unsafe, "yaml.load(text)"),
+        (unsafe, "torch.load(path, weights_only=False)"),
+        (unsafe, "numpy.load(path, allow_pickle=True)"),
+        (unfinished, "x = 1  # TODO"),
+        (unfinished, "raise NotImplementedError"),
+        (impure, "import torch.distributed as dist"),
+        (impure, "from torch import distributed"),
+        (impure, "torch.distributed.all_reduce(x)"),
+        (impure, "from os import environ"),
+        (impure, "rank = os.environ['RANK']"),
+        (impure, "x = x.cuda()"),
+        (impure, "x = x.to('cuda:0')"),
+        (moody, ROUTE + "self.training"),
+        (furnished, '"""Doc."""\nfrom .dit import DiT\nx = 1'),
+        (furnished, "from .dit import DiT\n__all__ = ['DiT']"),
+        (furnished, '"""Doc."""\ndef f(): ...'),
+        (local, "see /wor" + "k/main"),
+        (local, "as Iss" + "ue 12 asks"),
+    ],
+)
+def test_a_planted_fault_is_seen(checker, source: str) -> None:
+    assert checker(MODEL, source)
+
+
+@pytest.mark.parametrize(
+    ("checker", "source"),
+    [
+        (unsafe, "model.eval()\nyaml.safe_load(text)\ntorch.load(path, weights_only=True)"),
+        (unsafe, "from importlib.metadata import version"),
+        (impure, "with torch.autocast(x.device.type): ..."),
+        (moody, "def forward(self, x):\n    return self.training"),
+        (moody, ROUTE + "plan.selection"),
+        (furnished, '"""Doc."""\nfrom .dit import DiT\n__all__ = ["DiT"]'),
+    ],
+)
+def test_a_clean_line_passes(checker, source: str) -> None:
+    assert not checker(MODEL, source)
+
+
+def test_planted_lengths_are_seen() -> None:
+    assert len(unbalanced([MEDIAN_LINES + 1] * 9)) == 1
+    assert len(unbalanced([MEDIAN_LINES] * 9 + [USUAL_LINES + 1])) == 1
+    assert not unbalanced([MEDIAN_LINES] * 20 + [USUAL_LINES + 1])
+
+
+def test_a_planted_dangling_page_is_seen() -> None:
+    suffix = ".md"  # apart, so that this file names no page
+    text = f"see [the guide](docs/train{suffix}) and [more](docs/lost{suffix})"
+    assert dangling(ROOT / "README", text, {f"train{suffix}"}) == [f"README: lost{suffix}"]
