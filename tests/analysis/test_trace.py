@@ -1,0 +1,135 @@
+"""The capacity trace against a count of every pair of every evaluation."""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import trained
+
+from diffmoe.analysis import CapacityTrace
+from diffmoe.sampling import Moment, generate
+
+LABELS = [3, 1, 4, 1, 5]
+
+
+def sampled(run: Any, labels: list[int] = LABELS) -> tuple[CapacityTrace, list[Moment]]:
+    trace, moments = CapacityTrace.empty(run, run.sampling.steps), []
+
+    def watch(moment: Moment) -> None:
+        trace(moment)
+        moments.append(moment)
+
+    generate(trained.network(run), run, labels, range(len(labels)), callback=watch)
+    return trace, moments
+
+
+class Count:
+    """Experts taken by each token, one pair after the other."""
+
+    def __init__(self, run: Any, moments: list[Moment]) -> None:
+        tokens, experts = run.model.tokens, run.model.router.num_experts
+        self.pairs: dict[tuple[int, int], int] = defaultdict(int)
+        self.rows: dict[int, int] = defaultdict(int)
+        steps, classes = defaultdict(list), defaultdict(list)
+        for moment in moments:
+            images = len(moment.images)
+            taken = [[0] * images for _ in moment.evaluation.output.routing]
+            for layer, record in enumerate(moment.evaluation.output.routing):
+                self.rows[layer] += record.rows
+                sizes = record.count.tolist()
+                owners = [expert for expert in range(experts) for _ in range(sizes[expert])]
+                for token, expert in zip(record.token.tolist(), owners, strict=False):
+                    self.pairs[layer, expert] += 1
+                    if token // tokens < images:  # the conditional branch stands first
+                        taken[layer][token // tokens] += 1
+            for image in range(images):
+                capacity = sum(t[image] for t in taken) / len(taken) / tokens
+                steps[moment.evaluation.step].append(capacity)
+                classes[int(moment.labels[image])].append(capacity)
+        self.per_step = [sum(v) / len(v) for _, v in sorted(steps.items())]
+        self.per_class = {label: sum(v) / len(v) for label, v in classes.items()}
+        total = [sum(self.pairs[m, e] for e in range(experts)) / n for m, n in self.rows.items()]
+        self.average = sum(total) / len(total)
+
+
+SETTINGS = [
+    {},
+    {"guidance": 2.0},
+    {"guidance": 2.0, "guidance_end": 0.6, "batch": 2},
+    {"guidance": 2.0, "selection": "pool", "guidance_pool": "joint"},
+    {"sampler": "heun", "steps": 2, "guidance": 2.0},
+    {"sampler": "ancestral", "selection": "gate", "guidance": 2.0},
+    {"sampler": "dopri5", "rtol": 0.5, "atol": 0.5, "steps": 250},
+    {"policy": "constant", "gamma": 0.9},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_trace_is_a_count_of_every_pair(settings: dict[str, Any]) -> None:
+    run = trained.config(**settings)
+    trace, moments = sampled(run)
+    count = Count(run, moments)
+    assert trace.per_step.tolist() == pytest.approx(count.per_step, rel=1e-6)
+    for label in range(10):
+        wanted = count.per_class.get(label, float("nan"))
+        assert trace.per_class[label].item() == pytest.approx(wanted, rel=1e-6, nan_ok=True)
+    for layer in range(2):
+        for expert in range(4):
+            wanted = count.pairs[layer, expert] / count.rows[layer]
+            assert trace.per_expert[layer, expert].item() == pytest.approx(wanted, rel=1e-9)
+    assert trace.average == pytest.approx(count.average, rel=1e-9)
+
+
+def test_guidance_counts_whole_in_the_average_and_by_half_in_the_maps() -> None:
+    run = trained.config(guidance=2.0)
+    trace, moments = sampled(run)
+    assert trace.rows.tolist() == [2 * 5 * 16 * 4] * 2
+    assert trace.step_images.tolist() == [5] * 4
+    conditional = trace.per_step.mean().item()
+    assert trace.average != pytest.approx(conditional, rel=1e-4)
+    assert all(one.evaluation.output.branches == 2 for one in moments)
+
+
+def test_the_batch_size_changes_no_number() -> None:
+    one, other = (sampled(trained.config(guidance=2.0, batch=batch))[0] for batch in (5, 2))
+    assert torch.equal(one.pairs, other.pairs) and torch.equal(one.rows, other.rows)
+    torch.testing.assert_close(one.per_step, other.per_step)
+    torch.testing.assert_close(one.per_class, other.per_class, equal_nan=True)
+
+
+def test_the_trace_does_not_grow_with_images() -> None:
+    def size(labels: list[int]) -> int:
+        trace, _ = sampled(trained.config(batch=8), labels)
+        tensors = [value for value in vars(trace).values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() for tensor in tensors) + len(trace.times)
+
+    assert size([1, 2]) == size([1, 2] * 16)
+
+
+def test_each_step_has_the_time_it_begins_at() -> None:
+    heun, _ = sampled(trained.config(sampler="heun"))
+    assert heun.times == {0: 1.0, 1: 0.75, 2: 0.5, 3: 0.25}
+    ancestral, _ = sampled(trained.config(sampler="ancestral", steps=3))
+    assert ancestral.times == {0: 999, 1: 500, 2: 0}
+
+
+def test_an_adaptive_solver_may_take_fewer_or_more_steps_than_were_named() -> None:
+    for steps in (1, 250):
+        settings = {"sampler": "dopri5", "rtol": 0.5, "atol": 0.5, "steps": steps}
+        trace, moments = sampled(trained.config(**settings), [1])
+        assert 1 < len(trace.per_step) == len(moments) < 250
+        assert (trace.per_step > 0).all()
+
+
+def test_fixed_capacity_is_one_everywhere() -> None:
+    trace, _ = sampled(trained.config(selection="image", guidance=2.0))
+    assert trace.average == 1
+    assert (trace.per_expert == 0.25).all()
+    torch.testing.assert_close(trace.per_step, torch.ones(4, dtype=torch.float64))
+
+
+def test_a_dense_model_has_capacity_one_and_no_maps() -> None:
+    trace, _ = sampled(trained.config(tiny.ROUTERS["dense"]))
+    assert trace.average == 1 and not len(trace.per_step) and trace.per_expert.numel() == 0

@@ -1,0 +1,214 @@
+"""What cannot run is refused in one sentence that names field, value and remedy."""
+
+import math
+from typing import Any
+
+import pytest
+from runs import changed, run_config
+from tiny import ROUTERS
+
+from diffmoe.config import LEGAL_POLICIES, DDPMConfig, FlowConfig, RunConfig, SamplingConfig
+from diffmoe.errors import ConfigError, ExitCode
+from diffmoe.presets import preset
+
+DDPM = {"objective": DDPMConfig(timesteps=50), "model.out_channels": 2}
+ANCESTRAL = {**DDPM, "sampling.sampler": "ancestral"}
+NAN, INF = math.nan, math.inf
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    # geometry of the network
+    ({"model.patch_size": 3}, "model.input_size 8 ", "use 6 or 9"),
+    ({"model.patch_size": 16}, "model.input_size 8 ", "use 16"),
+    ({"model.heads": 3}, "model.width 16 ", "use 2 heads"),
+    ({"model.width": 18, "model.heads": 9}, "model.width 18 is not a multiple of 4", "table"),
+    ({"model.out_channels": 3}, "model.out_channels 3 ", "use 1, or 2"),
+    *[
+        ({f"model.{name}": value}, f"model.{name} {value} is not positive", "1 or more")
+        for name in ("input_size", "patch_size", "channels", "width", "depth", "heads")
+        for value in (0, -1)
+    ],
+    ({"model.num_classes": 0}, "model.num_classes 0", "1 or more"),
+    ({"model.moe_period": 0}, "model.moe_period 0", "1 or more"),
+    ({"model.pool_images": 0}, "model.pool_images 0", "1 or more"),
+    # routers
+    (
+        {"model.router.num_experts": 256},
+        "model.pool_images 8 makes a pool of 128 tokens for 256 experts: K would be 0",
+        "a pool of at least 16 images",
+    ),
+    (
+        {"model.router.capacity": 0.01, "model.router.num_experts": 4},
+        "K would be 0",
+        "a pool of at least 25 images",
+    ),
+    ({"model.router.num_experts": 0}, "model.router.num_experts 0", "dense router"),
+    ({"model.router.capacity": 0.0}, "model.router.capacity 0.0", "one dense FFN"),
+    ({"model.router.capacity": 4.5}, "model.router.capacity 4.5", "one dense FFN"),
+    ({"model.router.capacity": NAN}, "model.router.capacity nan", "one dense FFN"),
+    ({"model.router.threshold_decay": 1.0}, "model.router.threshold_decay 1.0", "0.95"),
+    ({"model.router.predictor_weight": -1.0}, "model.router.predictor_weight -1.0", "0 or more"),
+    (
+        {"model.router": ROUTERS["expert_choice"], "model.router.num_experts": 17},
+        "model.router.num_experts 17 leaves an expert no token",
+        "at most 16 experts",
+    ),
+    ({"model.router": ROUTERS["token_choice"], "model.router.top_k": 5}, "top_k 5 ", "at most"),
+    ({"model.router": ROUTERS["token_choice"], "model.router.top_k": 0}, "top_k 0 ", "at least"),
+    (
+        {"model.router": ROUTERS["token_choice"], "model.router.balance_weight": INF},
+        "model.router.balance_weight inf",
+        "0 or more",
+    ),
+    # pools and batches
+    ({"training.global_batch": 20}, "training.global_batch 20 ", "use 16 or 24"),
+    ({"training.global_batch": 4}, "training.global_batch 4 ", "use 8"),
+    ({"machine.micro_batch": 4}, "machine.micro_batch 4 ", "use one of 8, 16"),
+    ({"machine.micro_batch": 0}, "machine.micro_batch 0 ", "use one of 8, 16"),
+    ({"machine.micro_batch": 32}, "machine.micro_batch 32 ", "use one of 8, 16"),
+    (
+        {"training.global_batch": 48, "machine.micro_batch": 32},
+        "machine.micro_batch 32 ",
+        "use one of 8, 16, 24, 48",
+    ),
+    # optimizer
+    *[
+        ({f"training.{name}": value}, f"training.{name} {value}", "")
+        for name, values in {
+            "learning_rate": (0.0, -1.0, NAN, INF),
+            "clip_norm": (0.0, -1.0, NAN),
+            "ema_decay": (-0.1, 1.1, NAN),
+            "label_dropout": (-0.1, 1.1, NAN),
+            "weight_decay": (-0.1, NAN, INF),
+            "warmup_steps": (-1,),
+            "seed": (-1, 2**63),
+            "global_batch": (0,),
+        }.items()
+        for value in values
+    ],
+    ({"training.betas": (0.9, 1.0)}, "training.betas (0.9, 1.0)", "0.9 and 0.999"),
+    ({"training.decay_steps": 2}, "training.decay_steps 2 ", "counted from the first"),
+    # loop and machine
+    *[
+        ({f"loop.{name}": 0}, f"loop.{name} 0", "1 or more")
+        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints")
+    ],
+    ({"machine.workers": -1}, "machine.workers -1", "0 or more"),
+    # objectives
+    ({"objective.logit_std": 0.0}, "objective.logit_std 0.0", ""),
+    ({"objective.time_scale": -1.0}, "objective.time_scale -1.0", ""),
+    ({"objective.logit_mean": NAN}, "objective.logit_mean nan", ""),
+    ({**ANCESTRAL, "objective.timesteps": 1}, "objective.timesteps 1", "2 or more"),
+    ({**ANCESTRAL, "objective.beta_start": 0.0}, "objective.beta_start 0.0", "beta_start"),
+    ({**ANCESTRAL, "objective.beta_end": 1.0}, "objective.beta_end 1.0", "< 1"),
+    ({**ANCESTRAL, "model.out_channels": 1}, "model.out_channels 1 ", "use 2"),
+    ({**ANCESTRAL, "sampling.steps": 51}, "sampling.steps 51 ", "a step of training"),
+    (DDPM, "sampling.sampler euler does not solve objective ddpm", "ancestral, ddim"),
+    *[
+        ({"sampling.sampler": name}, f"sampling.sampler {name} ", "euler, heun, dopri5")
+        for name in ("ancestral", "ddim")
+    ],
+    *[
+        ({**DDPM, "sampling.sampler": name}, f"sampling.sampler {name} ", "ancestral, ddim")
+        for name in ("euler", "heun", "dopri5")
+    ],
+    # sampling
+    ({"sampling.steps": 0}, "sampling.steps 0", "1 or more"),
+    ({"sampling.batch": 0}, "sampling.batch 0", "1 or more"),
+    ({"sampling.guided_channels": 0}, "sampling.guided_channels 0", "1 or more"),
+    ({"sampling.guidance": NAN}, "sampling.guidance nan", "1.5"),
+    ({"sampling.guidance": INF}, "sampling.guidance inf", "1.5"),
+    ({"sampling.guidance": -1.0}, "sampling.guidance -1.0", "1.5"),
+    (
+        {"sampling.guidance_start": 0.2, "sampling.guidance_end": 0.8},
+        "sampling.guidance_end 0.8 and sampling.guidance_start 0.2",
+        "0 <= end <= start <= 1",
+    ),
+    ({"sampling.guidance_start": 1.1}, "sampling.guidance_start 1.1", "<= 1"),
+    ({"sampling.guidance_end": -0.1}, "sampling.guidance_end -0.1", "0 <="),
+    ({"sampling.guidance_end": NAN}, "sampling.guidance_end nan", "0 <="),
+    ({"sampling.rtol": 0.0}, "sampling.rtol 0.0", ""),
+    ({"sampling.atol": NAN}, "sampling.atol nan", ""),
+    ({"sampling.eta": 1.5}, "sampling.eta 1.5", ""),
+    ({"sampling.policy": "constant"}, "sampling.gamma None", "needs a gamma in [0, 1)"),
+    ({"sampling.gamma": 0.5}, "sampling.gamma 0.5", "the others take none"),
+    ({"sampling.policy": "constant", "sampling.gamma": 1.0}, "sampling.gamma 1.0", ""),
+    ({"sampling.policy": "constant", "sampling.gamma": NAN}, "sampling.gamma nan", ""),
+    ({"sampling.pool_images": 2}, "sampling.pool_images 2 has no meaning", "`pool`"),
+    (
+        {"sampling.selection": "pool", "sampling.pool_images": 3},
+        "sampling.batch 4 is not a multiple of sampling.pool_images 3",
+        "within one batch",
+    ),
+    ({"sampling.selection": "pool", "sampling.pool_images": 0}, "sampling.pool_images 0", ""),
+    (
+        {"sampling.selection": "pool", "sampling.sampler": "dopri5"},
+        "sampling.sampler dopri5 ",
+        "sampling.shared_step",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "remedy"), REFUSED, ids=[f"{what}" for _, what, _ in REFUSED]
+)
+def test_a_config_that_cannot_run_is_refused(
+    changes: dict[str, Any], what: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(run_config(), changes)
+    sentence = str(caught.value)
+    assert what in sentence and remedy in sentence
+    assert len(sentence.splitlines()) == 1
+    assert caught.value.exit_code is ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize("selection", [name for name in LEGAL_POLICIES if name != "train"])
+@pytest.mark.parametrize("policy", ["ema", "constant", "static"])
+def test_policies_go_with_the_selections_of_the_table(selection: str, policy: str) -> None:
+    gamma = 0.5 if policy == "constant" else None
+    legal = LEGAL_POLICIES[selection]
+    if policy in legal or None in legal:
+        assert SamplingConfig(selection=selection, policy=policy, gamma=gamma).gamma == gamma
+    else:
+        with pytest.raises(ConfigError, match=f"sampling.policy {policy} does not go with"):
+            SamplingConfig(selection=selection, policy=policy, gamma=gamma)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"machine.micro_batch": 8},
+        {"machine.micro_batch": 16},
+        {"sampling.guidance_start": 0.5, "sampling.guidance_end": 0.5},
+        {"sampling.guidance": 0.0},
+        {"sampling.selection": "pool", "sampling.pool_images": 2},
+        {
+            "sampling.selection": "pool",
+            "sampling.sampler": "dopri5",
+            "sampling.shared_step": True,
+        },
+        {"sampling.policy": "constant", "sampling.gamma": 0.0},
+        {"model.router": ROUTERS["expert_choice"], "model.router.num_experts": 16},
+        {"model.router.num_experts": 128},
+        {"model.router.capacity": 4.0},
+        {**ANCESTRAL, "sampling.steps": 50},
+        {"objective": FlowConfig(convention="released"), "model.out_channels": 2},
+        {"training.clip_norm": None, "training.decay_steps": None, "training.ema_decay": 1.0},
+    ],
+    ids=str,
+)
+def test_the_edge_of_what_can_run_is_accepted(changes: dict[str, Any]) -> None:
+    assert isinstance(changed(run_config(), changes), RunConfig)
+
+
+def test_a_record_cannot_be_changed_behind_its_checks() -> None:
+    config = run_config()
+    with pytest.raises(AttributeError):
+        config.model.width = 17  # type: ignore[misc]
+
+
+def test_a_preset_that_is_not_there_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean digits-diffmoe\?"):
+        preset("digits-difmoe")
+    with pytest.raises(ConfigError, match="see `diffmoe presets`"):
+        preset("zzz")

@@ -1,0 +1,63 @@
+"""Runs small enough to train in a test."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from tiny import ROUTERS
+from torch import Tensor
+
+from diffmoe.checkpoint import RunFolder, newest_checkpoint
+from diffmoe.config import DDPMConfig, RunConfig
+from diffmoe.presets import preset
+
+ROUTER_KINDS = tuple(ROUTERS)
+OBJECTIVES = ("flow", "ddpm")
+
+
+def changed(record: Any, changes: dict[str, Any]) -> Any:
+    """A record with fields replaced all at once; names are dotted."""
+    own: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            below.setdefault(head, {})[rest] = value
+        else:
+            own[head] = value
+    for head, inner in below.items():
+        own[head] = changed(own.get(head, getattr(record, head)), inner)
+    return replace(record, **own)
+
+
+def run_config(router: str = "batch_pool", objective: str = "flow", **changes: Any) -> RunConfig:
+    """A tiny run on digits; `changes` are named `group__field`."""
+    small: dict[str, Any] = {
+        "model.width": 16,
+        "model.depth": 2,
+        "model.heads": 2,
+        "model.router": ROUTERS[router],
+        "model.pool_images": 8,
+        "training.global_batch": 16,
+        "training.warmup_steps": 2,
+        "training.decay_steps": 40,
+        "loop.steps": 4,
+        "loop.log_every": 2,
+        "loop.checkpoint_every": 2,
+        "sampling.steps": 3,
+        "sampling.batch": 4,
+    }
+    if objective == "ddpm":
+        small |= {"objective": DDPMConfig(timesteps=50), "model.out_channels": 2}
+        small["sampling.sampler"] = "ancestral"
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return changed(preset("digits-diffmoe"), small | named)
+
+
+def newest_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of the newest checkpoint of a run."""
+    found = newest_checkpoint(RunFolder(path).checkpoints)
+    assert found is not None
+    files = sorted(found[0].glob("*.safetensors"))
+    return {f"{f.stem}/{name}": t for f in files for name, t in load_file(f).items()}

@@ -1,0 +1,349 @@
+"""The loop: what a run tells, how it stops, and what it leaves when it fails."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
+
+import diffmoe.training.loop as loop
+from diffmoe.checkpoint import RunFolder, load, newest_checkpoint
+from diffmoe.cli import main
+from diffmoe.config import SD_VAE, FolderData, RunConfig
+from diffmoe.errors import (
+    ConfigError,
+    DiffMoEError,
+    ExitCode,
+    NonFiniteError,
+    StoppedError,
+    StorageError,
+)
+from diffmoe.training import train
+
+SPEED = {"images_per_second", "peak_memory_gib"}
+TERMS = {"flow": {"mse"}, "ddpm": {"mse", "vb"}}
+ROUTED = {"capacity", "dead_experts"}
+OWN = {
+    "dense": set(),
+    "token_choice": {"balance"} | ROUTED,
+    "expert_choice": ROUTED,
+    "batch_pool": {"predictor", "predictor_accuracy"} | ROUTED,
+}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(path: Path) -> list[int]:
+    return [line["step"] for line in lines(path)]
+
+
+def kept(path: Path) -> list[int]:
+    return sorted(int(p.name[5:]) for p in RunFolder(path).checkpoints.glob("step-*"))
+
+
+# ---- metrics
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("router", ROUTER_KINDS)
+def test_a_line_tells_terms_routing_gradient_and_speed(
+    router: str, objective: str, tmp_path: Path
+) -> None:
+    config = run_config(router, objective, model__depth=4)
+    train(config, tmp_path, progress=False)
+    layers = {
+        f"{name}/layer{i}"
+        for name in OWN[router] - {"balance", "predictor"}
+        for i in range(2 if router != "dense" else 0)
+    }
+    wanted = {"step", "loss", "gradient_norm"} | TERMS[objective] | OWN[router] | layers | SPEED
+    assert steps(tmp_path) == [2, 4]
+    for line in lines(tmp_path):
+        assert line.keys() == wanted
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["images_per_second"] > 0 and line["peak_memory_gib"] > 0.01
+
+
+def test_lines_are_means_over_their_window(tmp_path: Path) -> None:
+    train(run_config(loop__log_every=1), tmp_path / "each", progress=False)
+    train(run_config(loop__log_every=4), tmp_path / "all", progress=False)
+    each, (whole,) = lines(tmp_path / "each"), lines(tmp_path / "all")
+    for name in ("loss", "mse", "predictor", "gradient_norm", "capacity/layer0"):
+        mean = sum(line[name] for line in each) / 4
+        assert whole[name] == pytest.approx(mean, rel=1e-6), name
+
+
+def test_shares_are_shares_and_expert_choice_has_capacity_one(tmp_path: Path) -> None:
+    train(run_config("batch_pool"), tmp_path / "pool", progress=False)
+    for line in lines(tmp_path / "pool"):
+        assert 0 <= line["predictor_accuracy"] <= 1 and 0 <= line["dead_experts"] <= 1
+        assert 0 <= line["capacity"] <= 4
+    train(run_config("expert_choice"), tmp_path / "choice", progress=False)
+    assert [line["capacity"] for line in lines(tmp_path / "choice")] == [1.0, 1.0]
+
+
+def test_a_resume_drops_the_lines_it_will_write_again(tmp_path: Path) -> None:
+    config = run_config(loop__log_every=1)
+    train(config, tmp_path, progress=False)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:  # a killed job went on to step 6
+        stream.write('{"step": 5, "loss": 1}\n{"step": 6, "loss": 1}\n{"step": 7, "lo')
+    train(changed(config, {"loop.steps": 8}), tmp_path, progress=False)
+    assert steps(tmp_path) == list(range(1, 9))
+    assert all("mse" in line for line in lines(tmp_path))
+
+
+def test_tensorboard_holds_the_same_values(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(run_config(), tmp_path, progress=False)
+    train(run_config(loop__steps=6), tmp_path, progress=False)
+    found = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    told = {event.step: event.value for event in found.Scalars("loss")}
+    assert told == pytest.approx({line["step"]: line["loss"] for line in lines(tmp_path)})
+
+
+def test_checkpoints_come_at_their_cadence_and_old_ones_go(tmp_path: Path) -> None:
+    config = run_config(loop__steps=7, loop__checkpoint_every=2, loop__keep_checkpoints=2)
+    train(config, tmp_path, progress=False)
+    assert kept(tmp_path) == [6, 7]
+    found = newest_checkpoint(RunFolder(tmp_path).checkpoints)
+    assert found is not None and found[1].samples == 7 * 16
+
+
+# ---- stopping
+
+
+def signal_at(step: int, *numbers: int) -> Callable[..., Any]:
+    """A train_step that receives signals while it works on a step."""
+    honest = loop.train_step
+
+    def interrupted(state: Any, *others: Any) -> Any:
+        if state.step == step - 1:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return honest(state, *others)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_the_same_command_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(loop__steps=8, loop__checkpoint_every=100)
+    train(config, tmp_path / "straight", progress=False)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", signal_at(3, number))
+        with pytest.raises(StoppedError, match="after step 3, saved") as caught:
+            train(config, tmp_path / "stopped", progress=False)
+    assert caught.value.exit_code is ExitCode.RESUMABLE
+    assert signal.getsignal(number) == before
+    assert kept(tmp_path / "stopped") == [3]
+    assert steps(tmp_path / "stopped") == [2, 3]
+    train(config, tmp_path / "stopped", progress=False)
+    straight, resumed = (newest_tensors(tmp_path / name) for name in ("straight", "stopped"))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_signal_during_the_last_step_is_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train_step", signal_at(4, signal.SIGTERM))
+    train(run_config(), tmp_path, progress=False)
+    assert kept(tmp_path)[-1] == 4
+
+
+def test_a_second_signal_stops_at_once_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train_step", signal_at(4, signal.SIGINT, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config(loop__steps=8), tmp_path, progress=False)
+    assert kept(tmp_path) == [2]
+    assert load(tmp_path).step == 2
+
+
+def test_a_signal_between_two_steps_never_ends_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, sent = loop.Window.read, []
+
+    def interrupted(window: loop.Window, *others: Any) -> dict[str, float]:
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        return honest(window, *others)
+
+    monkeypatch.setattr(loop.Window, "read", interrupted)
+    config = run_config(loop__steps=50, loop__log_every=5, loop__checkpoint_every=100)
+    with pytest.raises(StoppedError, match="after step 6, saved"):
+        train(config, tmp_path, progress=False)
+    assert kept(tmp_path) == [6]
+
+
+def flags(config_steps: int) -> list[str]:
+    """`run_config` in words."""
+    words = f"""--model.width 16 --model.depth 2 --model.heads 2 --model.pool-images 8
+        --training.global-batch 16 --training.warmup-steps 2 --training.decay-steps 40
+        --loop.steps {config_steps} --loop.log-every 2 --loop.checkpoint-every 100000
+        --sampling.steps 3 --sampling.batch 4 --quiet"""
+    return words.split()
+
+
+def test_sigterm_from_outside_is_exit_code_75_and_the_same_command_finishes(
+    tmp_path: Path,
+) -> None:
+    run, total = tmp_path / "stopped", 300
+    words = ["train", "digits-diffmoe", *flags(total)]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "diffmoe", *words, "--run", str(run)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not lines(run):
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == ExitCode.RESUMABLE == 75, said
+    assert said.startswith("diffmoe: error: stopped by a signal after step ")
+    assert len(said.splitlines()) == 1
+    (stopped,) = kept(run)
+    assert 0 < stopped < total
+    assert main([*words, "--run", str(run)]) == 0
+    assert main([*words, "--run", str(tmp_path / "straight")]) == 0
+    straight, resumed = newest_tensors(tmp_path / "straight"), newest_tensors(run)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+# ---- failing
+
+
+def poisoned(step: int) -> Callable[..., Any]:
+    """A train_step that meets NaN in a weight at a step."""
+    honest = loop.train_step
+
+    def poison(state: Any, *others: Any) -> Any:
+        if state.step == step - 1:
+            with torch.no_grad():
+                state.model.final.bias.fill_(math.nan)
+        return honest(state, *others)
+
+    return poison
+
+
+@pytest.mark.parametrize(("log", "save"), [(1, 4), (4, 2), (100, 2), (2, 100)])
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
+    log: int, save: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(loop__steps=8, loop__log_every=log, loop__checkpoint_every=save)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", poisoned(5))
+        with pytest.raises(NonFiniteError, match=r"not finite near step [56]") as caught:
+            train(config, tmp_path / "run", progress=False)
+    assert caught.value.exit_code is ExitCode.NON_FINITE
+    assert len(str(caught.value).splitlines()) == 1
+    if save == 100:
+        assert kept(tmp_path / "run") == [] and "none yet" in str(caught.value)
+    else:
+        assert "step-00000004" in str(caught.value)
+        assert all(t.isfinite().all() for t in newest_tensors(tmp_path / "run").values())
+    train(config, tmp_path / "run", progress=False)
+    train(config, tmp_path / "straight", progress=False)
+    straight, again = newest_tensors(tmp_path / "straight"), newest_tensors(tmp_path / "run")
+    assert all(torch.equal(straight[name], again[name]) for name in straight)
+
+
+def test_a_rate_far_too_large_is_exit_code_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags(40), "--training.learning-rate", "1e30", "--run", str(tmp_path / "run")]
+    assert main(["train", "digits-diffmoe", *words]) == ExitCode.NON_FINITE == 4
+    said = capsys.readouterr().err
+    assert said.startswith("diffmoe: error: the loss or its gradient is not finite near step")
+    assert "training.learning_rate" in said and len(said.splitlines()) == 1
+
+
+def test_a_job_beside_a_running_one_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.locked(), pytest.raises(StorageError, match="another job writes to this run"):
+        train(run_config(), tmp_path, progress=False)
+
+
+def nowhere(tmp_path: Path) -> RunConfig:
+    return run_config(data=FolderData(path=tmp_path / "nowhere"))
+
+
+def unset(tmp_path: Path) -> RunConfig:
+    return run_config(data=FolderData())
+
+
+def no_device(tmp_path: Path) -> RunConfig:
+    return run_config(machine__device="nonsense")
+
+
+def no_codec(tmp_path: Path) -> RunConfig:
+    codec = changed(SD_VAE, {"path": str(tmp_path / "nowhere"), "factor": 1})
+    return run_config(codec=codec)
+
+
+def few_classes(tmp_path: Path) -> RunConfig:
+    return run_config(model__num_classes=9)
+
+
+@pytest.mark.parametrize("broken", [nowhere, unset, no_device, no_codec, few_classes])
+def test_a_run_that_cannot_begin_leaves_no_trace(
+    broken: Callable[[Path], RunConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(DiffMoEError):
+        train(broken(tmp_path), tmp_path / "run", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = loop.write
+
+    def full(parent: Path, step: int, *others: Any) -> Path:
+        if step == 4:
+            raise StorageError("cannot write step-00000004 (No space left on device)")
+        return honest(parent, step, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write", full)
+        with pytest.raises(StorageError, match="No space left") as caught:
+            train(run_config(), tmp_path, progress=False)
+    assert caught.value.exit_code is ExitCode.STORAGE
+    assert load(tmp_path).step == 2
+    train(run_config(), tmp_path, progress=False)
+    assert load(tmp_path).step == 4
+
+
+def test_progress_is_shown_and_can_be_silenced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(run_config(), tmp_path / "loud")
+    shown = capsys.readouterr().err
+    assert "train loud" in shown and "4/4" in shown and "loss=" in shown
+    train(run_config(), tmp_path / "silent", progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_another_run_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    train(run_config(), tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="holds another config"):
+        train(changed(nowhere(tmp_path), {"training.seed": 3}), tmp_path, progress=False)
