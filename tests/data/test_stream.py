@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from diffmoe.codec import build_codec
 from diffmoe.config import AutoencoderCodec, PixelCodec, RunConfig, to_yaml
-from diffmoe.data import Batch, DigitsSource, LatentSource, open_source, stream
+from diffmoe.data import Batch, DigitsSource, Source, open_source, stream
 from diffmoe.errors import ConfigError, DataError
 from diffmoe.presets import preset
 from diffmoe.randomness import normals, permutation, uniforms
@@ -250,11 +249,23 @@ def test_batches_reach_the_device(make_latents, make_config) -> None:
     assert (batch.x.dtype, batch.label.dtype) == (torch.float32, torch.int64)
 
 
-def test_the_sources_fit_the_stream_without_a_config_of_theirs() -> None:
-    """Any object with the attributes of a source can be streamed."""
-    digits = DigitsSource()
-    source = SimpleNamespace(images=digits.images[:3], labels=digits.labels[:3], encoded=False)
-    sized = type("Sized", (SimpleNamespace,), {"__len__": lambda self: 3})(**vars(source))
-    assert not isinstance(sized, LatentSource)
-    batch = next(batches(preset("digits-dense"), sized))
+class Three:
+    """A source of its own: the first scans of the digits, held in memory."""
+
+    class_names, shape, encoded = tuple("0123456789"), (1, 8, 8), False
+
+    def __init__(self) -> None:
+        digits = DigitsSource()
+        self.images, self.labels = digits.images[:3], digits.labels[:3]
+
+    def __len__(self) -> int:
+        return 3
+
+    def load(self, index: int, flip: bool) -> Tensor:
+        pytest.fail("memory was not used")
+
+
+def test_any_source_can_be_streamed() -> None:
+    batch = next(batches(preset("digits-dense"), Three()))
+    assert isinstance(Three(), Source)
     assert set(batch.label.tolist()) == {0, 1, 2}

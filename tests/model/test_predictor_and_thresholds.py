@@ -164,6 +164,8 @@ def test_the_summary_is_made_of_the_statistics() -> None:
     assert summary["dead_experts"].item() == pytest.approx((above == 0).sum().item() / EXPERTS)
     right = statistics["right"].item() / (16 * EXPERTS)
     assert summary["predictor_accuracy"].item() == pytest.approx(right)
+    layer.router.threshold.fill_(1)
+    assert layer.router.summary(run(layer, x, None)[1])["dead_experts"].item() == 1
     other = tiny.layer(tiny.token_choice(4, 2))
     assert other.router.summary(run(other, x, None)[1])["capacity"].item() == 2
 

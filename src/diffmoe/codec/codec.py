@@ -1,6 +1,6 @@
 """What every codec offers, the codec that changes nothing, and the way to 8-bit images."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,6 +11,7 @@ from diffmoe.config import AutoencoderCodec, CodecConfig
 __all__ = ["Codec", "Pixels", "build_codec", "to_uint8"]
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Maps images in [-1, 1] to what the model sees, and back."""
 

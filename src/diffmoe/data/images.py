@@ -53,7 +53,7 @@ def read_image(path: Path, index: int, *, channels: int, side: int) -> Float[Ten
 def _decode(path: Path, mode: str, side: int) -> Image.Image:
     if path.stat().st_size == 0:
         raise _RefusedImage("the file is empty")
-    with Image.open(path, formats=FORMATS) as image:
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         _check_size(image.size, side)
         image.load()
         return centre_crop(_convert(_upright(image), mode), side)

@@ -1,7 +1,7 @@
 """What a set of samples offers, and the set that a config names, checked against its model."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +15,7 @@ from diffmoe.errors import ConfigError
 __all__ = ["Source", "open_source"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Labelled samples, numbered from 0.
 

@@ -1,7 +1,7 @@
 """Sample a run, score the samples, see where compute went, and write it on one page."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def report(
     """Draw `count` balanced samples of a run and write `report.html`, `report.json` and figures."""
     settings = settings or load_settings(path)
     run = load(path, weights=settings.weights, device=resolve_device(device))
+    replace(run.config, sampling=settings)  # checks the settings against the model
     labels = balanced_labels(count, run.config.model.num_classes)
     trace = CapacityTrace.empty(run.config, settings.steps)
     seeds = range(first_seed, first_seed + count)

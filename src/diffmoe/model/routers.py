@@ -73,12 +73,12 @@ class Router(nn.Module):
     def summary(self, statistics: Statistics) -> dict[str, Tensor]:
         """What to report of a sum of statistics: `capacity` and the share of `dead_experts`.
 
-        An expert is dead when it gets less than 1 % of an even share.
+        An expert is dead when it gets at most 1 % of an even share.
         """
         used = statistics.get("above", statistics["pairs"]).to(torch.float32)
         return {
             "capacity": used.sum() / statistics["rows"],
-            "dead_experts": (used < 0.01 * used.mean()).to(torch.float32).mean(),
+            "dead_experts": (used <= 0.01 * used.mean()).to(torch.float32).mean(),
         }
 
 
@@ -113,11 +113,13 @@ class TokenChoiceRouter(Router):
     def losses(self, routing: Routing) -> dict[str, Tensor]:
         """E sum_e f_e P_e of each pool, f the share of pairs and P the mean affinity (Switch)."""
         affinity, experts = routing.affinity, routing.affinity.shape[1]
-        zeros = affinity.new_zeros(int(routing.pool.amax()) + 1, experts)
-        share = zeros.index_add(0, routing.pool, routing.chosen.to(affinity.dtype))
-        mean = zeros.index_add(0, routing.pool, affinity)
-        share, mean = (total / total.sum(dim=1, keepdim=True) for total in (share, mean))
-        return {"balance": experts * (share * mean).sum(dim=1).mean()}
+        zeros = torch.zeros_like(affinity)  # a row for each pool there could be: no read-back
+        taken = zeros.index_add(0, routing.pool, routing.chosen.to(affinity.dtype))
+        wanted = zeros.index_add(0, routing.pool, affinity)
+        share = taken / taken.sum(dim=1, keepdim=True).clamp_min(0.5)
+        mean = wanted / wanted.sum(dim=1, keepdim=True).clamp_min(0.5)
+        pools = (wanted.detach().sum(dim=1) > 0).sum()
+        return {"balance": experts * (share * mean).sum() / pools}
 
 
 class ExpertChoiceRouter(Router):

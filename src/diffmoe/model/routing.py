@@ -125,12 +125,22 @@ class Selected:
     gate: Float[Tensor, "E M"]
 
 
+def _even_size(pools: Pools) -> int | None:
+    """Images of a pool if all pools are consecutive and of one size, as in training.
+
+    Their rows are then a range, which a device makes by itself: no copy from the host.
+    """
+    images = [image for members in pools for image in members]
+    even = len({len(members) for members in pools}) == 1 and images == list(range(len(images)))
+    return len(pools[0]) if even else None
+
+
 def _rows_by_size(pools: Pools, tokens: int, device: torch.device) -> list[Int[Tensor, "P R"]]:
     """Row indices of the pools, one tensor for all pools of one size (usually one in all)."""
-    images = [image for members in pools for image in members]
+    size = _even_size(pools)
+    if size is not None:
+        return [torch.arange(len(pools) * size * tokens, device=device).view(len(pools), -1)]
     sizes = sorted({len(members) for members in pools}, reverse=True)
-    if len(sizes) == 1 and images == list(range(len(images))):
-        return [torch.arange(len(images) * tokens, device=device).view(len(pools), -1)]
     offsets = torch.arange(tokens, device=device)
     tables = [
         torch.tensor([members for members in pools if len(members) == size], device=device)
@@ -213,6 +223,9 @@ def pairs_of_mask(
 
 def pool_of_rows(pools: Pools, tokens: int, device: torch.device) -> Int[Tensor, "S"]:
     """The pool of each row of a batch."""
+    size = _even_size(pools)
+    if size is not None:
+        return torch.arange(len(pools), device=device).repeat_interleave(size * tokens)
     names = {image: pool for pool, members in enumerate(pools) for image in members}
     labels = torch.tensor([names[image] for image in range(len(names))], device=device)
     return labels.repeat_interleave(tokens)
