@@ -104,7 +104,7 @@ def test_a_large_model_and_many_classes_are_pictures(tmp_path: Path) -> None:
 
 
 def test_names_that_look_like_formulas_are_names(tmp_path: Path) -> None:
-    names = [r"$\frac{", "a_b$x$", *NAMES[2:]]
+    names = [r"$\frac{$", "a_b$x$", *NAMES[2:]]
     images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
     samples_figure(images, torch.arange(20) % 10, names, tmp_path / "samples.png")
     capacity_figures(trace_of(), names, tmp_path)

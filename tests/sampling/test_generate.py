@@ -12,8 +12,17 @@ from torch import Tensor
 from diffmoe.codec import Pixels
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
+from diffmoe.objective import build_objective
 from diffmoe.randomness import normals
-from diffmoe.sampling import Moment, balanced_labels, check_request, decode, generate
+from diffmoe.sampling import (
+    Moment,
+    balanced_labels,
+    build_solver,
+    check_request,
+    decode,
+    generate,
+    sampling_plan,
+)
 
 LABELS, SEEDS = [3, 1, 4, 1, 5, 9, 2], [11, 5, 3, 7, 2**62, 0, 6]
 # Selections and solvers in which an image has no mates.
@@ -122,6 +131,26 @@ def test_an_image_begins_at_the_noise_of_its_seed() -> None:
         assert torch.equal(seen[0].evaluation.x[index : index + 1], start)
 
 
+def test_each_step_draws_the_next_row_of_its_seeds_own_stream() -> None:
+    """Row 0 is where an image begins, row k + 1 the noise of step k."""
+    run = trained.config(sampler="ancestral")
+    model, objective = trained.network(run), build_objective(run.objective)
+    plan = sampling_plan(model, run.sampling, 2)
+
+    def noise(step: int) -> Tensor:
+        rows = [normals(seed, "sampling", step + 1, 1, (1, 8, 8)) for seed in (9, 4)]
+        return torch.cat(rows)
+
+    with torch.no_grad():
+        wanted = build_solver(run.sampling, objective)(
+            objective.field(model, torch.tensor([1, 2]), plan),
+            noise(-1),
+            objective.grid(4),
+            noise=noise,
+        )
+    assert torch.equal(generate(model, run, [1, 2], [9, 4]), wanted)
+
+
 def test_samples_are_plain_float32_in_the_order_asked_for() -> None:
     run = trained.config(precision="bfloat16")
     images = samples(run)
@@ -131,7 +160,7 @@ def test_samples_are_plain_float32_in_the_order_asked_for() -> None:
 
 
 def test_half_precision_is_not_float32() -> None:
-    run = trained.config(router=None)
+    run = trained.config()
     assert worst(samples(run, precision="bfloat16"), samples(run)) > 1e-4
 
 
