@@ -1,0 +1,441 @@
+"""Every mistake is one sentence and an exit code, and leaves nothing behind."""
+
+import argparse
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint.released_model import ReleasedModel, randomized
+from PIL import Image
+from runs import changed, run_config
+
+from diffmoe import arguments, errors
+from diffmoe.arguments import TrainCommand, parse
+from diffmoe.cli import main
+from diffmoe.config import FolderData, RunConfig, to_yaml
+from diffmoe.errors import ConfigError, DiffMoEError, ExitCode
+from diffmoe.presets import preset
+from diffmoe.training import train
+
+Files = dict[str, bytes | None]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained run."""
+    home = tmp_path_factory.mktemp("trained")
+    train(run_config(), home / "run", progress=False)
+    return home
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a run and a file; nothing else."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(home: Path) -> Files:
+    return {
+        str(p.relative_to(home)): p.read_bytes() if p.is_file() else None for p in home.rglob("*")
+    }
+
+
+def refused(words: str | list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code of a command and its one sentence."""
+    capsys.readouterr()
+    code = main(words.split() if isinstance(words, str) else words)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("diffmoe: error: ") and err.endswith("\n")
+    assert len(err.splitlines()) == 1, err
+    assert "Traceback" not in err
+    return code, err.removeprefix("diffmoe: error: ").rstrip("\n")
+
+
+# ---- what a user types
+
+TYPED: list[tuple[str, int, str]] = [
+    # verbs and names
+    ("trian digits-diffmoe", 2, "unknown verb 'trian' — did you mean train?"),
+    ("zzz", 2, "unknown verb 'zzz' — see diffmoe --help"),
+    ("train", 2, "diffmoe train needs PRESET|RUN — see diffmoe train --help"),
+    ("train --loop.steps 3", 2, "diffmoe train needs PRESET|RUN"),
+    ("sample", 2, "diffmoe sample needs RUN"),
+    ("report", 2, "diffmoe report needs RUN"),
+    ("convert", 2, "diffmoe convert needs FILE|RUN TARGET"),
+    ("convert run", 2, "diffmoe convert run needs TARGET"),
+    ("train digits-difmoe", 2, "unknown preset 'digits-difmoe' — did you mean digits-diffmoe?"),
+    ("train diffmoe-l-e61-flow", 2, "did you mean diffmoe-l-e16-flow?"),
+    ("train zzz", 2, "unknown preset 'zzz' — see `diffmoe presets`"),
+    ("presets digits-difmoe", 2, "did you mean digits-diffmoe?"),
+    ("presets --all", 2, "unexpected word '--all'"),
+    ("presets digits-tc digits-ec", 2, "unexpected word 'digits-ec'"),
+    # flags
+    ("train digits-diffmoe --model.widht 3", 2, "unknown flag --model.widht — did you mean"
+        " --model.width?"),
+    ("train digits-diffmoe --model.widht=3", 2, "unknown flag --model.widht — did you mean"
+        " --model.width?"),
+    ("train digits-diffmoe --width 3", 2, "unknown flag --width — did you mean --model.width?"),
+    ("train digits-diffmoe --model.seed 3", 2, "did you mean --training.seed?"),
+    ("train digits-diffmoe --machine.no-complie", 2, "did you mean --machine.no-compile?"),
+    ("train digits-diffmoe --a.widht 3 --model.hedas 2", 2, "unknown flag --a.widht, --model.hedas"
+        " — did you mean"),
+    ("train digits-diffmoe --zzzzqq 3", 2, "unknown flag --zzzzqq — see diffmoe train"),
+    ("train digits-diffmoe stray", 2, "unexpected word 'stray'"),
+    ("train digits-diffmoe --dry-run yes", 2, "unexpected word 'yes'"),
+    ("train digits-diffmoe --model.width abc", 2, "--model.width takes INT, not 'abc'"),
+    ("train digits-diffmoe --model.width 6.5", 2, "--model.width takes INT, not '6.5'"),
+    ("train digits-diffmoe --model.width", 2, "Missing value for argument '--model.width'"),
+    ("train digits-diffmoe --training.learning-rate fast", 2, "--training.learning-rate takes"
+        " FLOAT, not 'fast'"),
+    ("train digits-diffmoe --machine.micro-batch many", 2, "--machine.micro-batch takes"
+        " {None}|INT, not 'many'"),
+    ("train digits-diffmoe --training.betas 0.9 x", 2, "--training.betas"),
+    ("train digits-diffmoe --objective.time-sampling even", 2, "'--objective.time-sampling'."
+        " Expected one of ('uniform', 'logit_normal')"),
+    ("sample run --labels three", 2, "--labels"),
+    ("sample run --sampling.batch 3", 2, "did you mean --batch?"),
+    ("demo --steps 1 --run here --cuont 3", 2, "unknown flag --cuont — did you mean --count?"),
+    # configs that cannot be
+    ("train digits-diffmoe --model.patch-size 3", 2, "model.input_size 8 is not a multiple of"
+        " model.patch_size 3 — use 6 or 9"),
+    ("train digits-diffmoe --model.heads 7", 2, "model.width 64 is not a multiple of model.heads 7"
+        " — use 8 heads"),
+    ("train digits-diffmoe --model.router.num-experts 1025 --model.router.capacity 1", 2, "K would"
+        " be 0 — use a pool of at least 65 images"),
+    ("train digits-diffmoe --training.global-batch 100", 2, "training.global_batch 100 is not a"
+        " multiple of model.pool_images 64 — use 64 or 128"),
+    ("train digits-diffmoe --machine.micro-batch 48", 2, "machine.micro_batch 48 must divide"),
+    ("train digits-diffmoe --training.learning-rate nan", 2, "training.learning_rate nan"),
+    ("train digits-diffmoe --sampling.sampler ddim", 2, "sampling.sampler ddim does not solve"),
+    ("train digits-diffmoe --machine.device gpu", 2, "machine.device gpu cannot be used here"),
+    ("train digits-diffmoe --model.num-classes 9", 2, "model.num_classes 9 is less than the 10"),
+    ("train dit-s-flow", 2, "data.path is not set — set --data.path"),
+    ("train dit-s-flow --data.path nowhere", 2, "data.path does not exist — "),
+    ("train dit-s-flow --data.path file", 2, "data.path is a file, not a folder — "),
+    # samples that cannot be
+    ("sample run --labels 10", 2, "label 10 is the null class of guidance, not a class — use"),
+    ("sample run --labels 3 11", 2, "label 11 is out of range — the model has classes 0..9"),
+    ("sample run --labels -1", 2, "label -1 is out of range"),
+    ("sample run --labels 3 --seeds -1", 2, "seed -1 is out of range — use 0..2^63 - 1"),
+    (f"sample run --labels 3 --seeds {2**63}", 2, f"seed {2**63} is out of range"),
+    ("sample run --labels 3 4 --seeds 0", 2, "2 labels and 1 seeds do not pair up"),
+    ("sample run --count 0", 2, "count 0 is not positive — use 1 or more"),
+    ("sample run --steps 0", 2, "sampling.steps 0"),
+    ("sample run --guidance nan", 2, "sampling.guidance nan"),
+    ("sample run --sampler ancestral", 2, "sampling.sampler ancestral does not solve"),
+    ("sample run --selection gate --policy static", 2, "sampling.policy static does not go"),
+    ("sample run --labels 3 --device gpu", 2, "machine.device gpu cannot be used here"),
+    ("report run --count 0", 2, "count 0 is not positive"),
+    ("report run --seed -4 --count 4", 2, "seed -4 is out of range"),
+    ("report run --sampler ddim --count 4", 2, "sampling.sampler ddim does not solve"),
+    ("demo --count 0", 2, "count 0 is not positive"),
+    ("demo --steps 0", 2, "loop.steps 0"),
+    # runs that are not there, or not this one
+    ("sample nowhere", 5, "this folder is no run: it has no config.yaml — nowhere — "),
+    ("report file", 5, "this folder is no run"),
+    ("convert nowhere made", 5, "there is no such checkpoint file — nowhere"),
+    ("convert run file", 5, "the target exists — file"),
+    ("convert file run", 5, "the target exists — run"),
+    ("convert file made --preset digits-difmoe", 5, "file"),
+    ("train run --training.seed 5", 2, "the run folder holds another config: training.seed 0 -> 5"
+        " — run — choose another --run"),
+    ("train digits-dense --run run", 2, "the run folder holds another config: "),
+    ("demo --run run", 2, "the run folder holds another config: "),
+    # places that cannot be written
+    ("train digits-diffmoe --run file", 5, "cannot write to the run folder"),
+    ("train digits-diffmoe --run file/below", 5, "cannot write to the run folder (Not a directory)"
+        " — file/below — check"),
+    ("demo --run file/below", 5, "cannot write to the run folder (Not a directory)"),
+    ("sample run --labels 3 --quiet --out file", 5, "there is something else than samples — file"),
+    ("sample run --labels 3 --quiet --out file/below", 5, "cannot write below"),
+    ("sample run --labels 3 --quiet --out run", 5, "there is something else than samples — run"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "code", "said"), TYPED, ids=[words for words, *_ in TYPED])
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    words: str, code: int, said: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(home)
+    found, sentence = refused(words, capsys)
+    assert said in sentence
+    assert found == code
+    assert files(home) == before
+
+
+def test_the_values_of_a_sentence_are_whole_at_any_width(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "train digits-diffmoe --model.width abc",
+        "train digits-diffmoe --machine.activation-chekpointing",
+        "train digits-diffmoe --machine.micro-batch 48",
+    ]
+    said = []
+    for width in ("20", "80", "300"):
+        monkeypatch.setenv("COLUMNS", width)
+        said.append([refused(word, capsys) for word in words])
+    assert said[0] == said[1] == said[2]
+
+
+def test_every_misspelt_flag_is_refused_and_nearly_every_one_is_named_right() -> None:
+    default = TrainCommand(config=preset("digits-diffmoe"), run=Path("x"))
+    known, right, tried = list(arguments._flags(default)), 0, 0
+    for flag in known:
+        name = flag.rsplit(".", 1)[-1].lstrip("-")
+        at = len(name) // 2
+        for wrong in (name[:at] + name[at + 1 :], name[: at - 1] + name[at] + name[at - 1 :]):
+            spelt = flag.removesuffix(name) + wrong
+            with pytest.raises(ConfigError) as caught:
+                raise arguments._unknown([spelt, "3"], known, "diffmoe train x")
+            tried += 1
+            right += f"did you mean {flag}?" in str(caught.value)
+    print(f"{right} of {tried} misspelt flags named right")
+    assert right / tried >= 0.95
+    with pytest.raises(ConfigError, match=r"unknown flag --loop\.stpes"):
+        parse(TrainCommand, default, ["--loop.stpes", "3"], "diffmoe train x")
+
+
+# ---- files that are damaged, hostile or another's
+
+
+def newest(home: Path) -> Path:
+    return max((home / "run" / "checkpoints").iterdir())
+
+
+def truncate(home: Path) -> str:
+    for path in (home / "run" / "checkpoints").iterdir():
+        victim = path / "ema.safetensors"
+        victim.write_bytes(victim.read_bytes()[:100])
+    return "sample run --labels 3"
+
+
+def unsign(home: Path) -> str:
+    for path in (home / "run" / "checkpoints").iterdir():
+        (path / "manifest.json").unlink()
+    return "report run --count 4"
+
+
+def empty_run(home: Path) -> str:
+    shutil.rmtree(home / "run" / "checkpoints")
+    return "sample run --labels 3"
+
+
+def deeper(home: Path) -> str:
+    other = changed(run_config(), {"model.depth": 4})
+    (home / "run" / "config.yaml").write_text(to_yaml(other))
+    return "sample run --labels 3"
+
+
+def misspell(home: Path) -> str:
+    path = home / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("width:", "widht:"))
+    return "sample run --labels 3"
+
+
+def garble(home: Path) -> str:
+    (home / "run" / "config.yaml").write_text("model: [")
+    return "train run"
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch canary",)
+
+
+def pickled(home: Path) -> str:
+    (home / "pickled.pt").write_bytes(pickle.dumps({"model": Payload()}))
+    return "convert pickled.pt made --heads 3 --objective flow"
+
+
+def hidden_pickle(home: Path) -> str:
+    torch.save({"model": {"a": torch.ones(1)}, "ema": {}, "opt": Payload()}, home / "hidden.pt")
+    return "convert hidden.pt made --heads 3 --objective flow"
+
+
+def cut_off(home: Path) -> str:
+    torch.save(released(), home / "whole.pt")
+    (home / "cut.pt").write_bytes((home / "whole.pt").read_bytes()[:-500])
+    (home / "whole.pt").unlink()
+    return "convert cut.pt made --heads 3 --objective flow"
+
+
+def released() -> dict[str, object]:
+    model = dict(randomized(ReleasedModel("batch_pool", heads=3), 0).state_dict())
+    return {"model": model, "ema": model, "opt": {}, "args": argparse.Namespace(a=1)}
+
+
+def of_another_preset(home: Path) -> str:
+    torch.save(released(), home / "foreign.pt")
+    return "convert foreign.pt made --preset diffmoe-s-e16-flow"
+
+
+def without_heads(home: Path) -> str:
+    torch.save(released(), home / "foreign.pt")
+    return "convert foreign.pt made --objective flow"
+
+
+def without_objective(home: Path) -> str:
+    torch.save(released(), home / "foreign.pt")
+    return "convert foreign.pt made --heads 3"
+
+
+def no_tensors(home: Path) -> str:
+    torch.save({"weights": {}}, home / "other.pt")
+    return "convert other.pt made --heads 3 --objective flow"
+
+
+def images_run(home: Path, config: RunConfig) -> str:
+    (home / "pictures").mkdir()
+    (home / "new").mkdir()
+    (home / "new" / "config.yaml").write_text(to_yaml(config))
+    return "train new --quiet"
+
+
+def no_images(home: Path) -> str:
+    return images_run(home, run_config(data=FolderData(path=Path("pictures"))))
+
+
+def loose_images(home: Path) -> str:
+    words = images_run(home, run_config(data=FolderData(path=Path("pictures"))))
+    Image.new("L", (8, 8)).save(home / "pictures" / "loose.png")
+    return words
+
+
+def empty_class(home: Path) -> str:
+    words = images_run(home, run_config(data=FolderData(path=Path("pictures"))))
+    for name in ("cat", "dog"):
+        (home / "pictures" / name).mkdir()
+    Image.new("L", (8, 8)).save(home / "pictures" / "cat" / "one.png")
+    return words
+
+
+def far_too_many_classes(home: Path) -> str:
+    words = images_run(home, run_config(data=FolderData(path=Path("pictures"))))
+    for name in range(11):
+        (home / "pictures" / str(name)).mkdir()
+        Image.new("L", (8, 8)).save(home / "pictures" / str(name) / "one.png")
+    return words
+
+
+DAMAGED: list[tuple[Callable[[Path], str], int, str]] = [
+    (truncate, 5, "none of the 2 checkpoints can be read — run/checkpoints"),
+    (unsign, 5, "none of the 2 checkpoints can be read"),
+    (empty_run, 5, "the run has no checkpoint yet — run — diffmoe train run"),
+    (deeper, 5, "it belongs to another model"),
+    (misspell, 2, "unknown key model.widht, did you mean model.width? — run/config.yaml"),
+    (garble, 2, "the config is no YAML — run/config.yaml"),
+    (pickled, 5, "pickled.pt"),
+    (hidden_pickle, 5, "hidden.pt"),
+    (cut_off, 5, "cut.pt"),
+    (of_another_preset, 2, "diffmoe-s-e16-flow|width|preset"),
+    (without_heads, 2, "heads"),
+    (without_objective, 2, "objective"),
+    (no_tensors, 5, "other.pt"),
+    (no_images, 2, "data.path holds no images (png, jpg, jpeg, webp, bmp) — pictures"),
+    (loose_images, 2, "data.path holds 1 images but no class sub-folder of images — pictures"),
+    (empty_class, 3, "class 'dog' holds no images — pictures/dog"),
+    (far_too_many_classes, 2, "model.num_classes 10 is less than the 11 classes of the data"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "said"), DAMAGED, ids=[damage.__name__ for damage, *_ in DAMAGED]
+)
+def test_a_damaged_or_hostile_file_is_one_sentence_and_leaves_nothing(
+    damage: Callable[[Path], str],
+    code: int,
+    said: str,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = damage(home)
+    before = files(home)
+    found, sentence = refused(words, capsys)
+    assert said in sentence or re.search(said, sentence), sentence
+    assert found == code
+    assert files(home) == before
+    assert not (home / "canary").exists()
+
+
+@pytest.mark.parametrize("bad", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_an_unreadable_image_is_named_with_its_index(
+    bad: bytes, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = images_run(home, run_config(data=FolderData(path=Path("pictures"))))
+    (home / "pictures" / "cat").mkdir()
+    for index in range(40):
+        Image.new("L", (8, 8), color=index).save(home / "pictures" / "cat" / f"{index:02}.png")
+    (home / "pictures" / "cat" / "07.png").write_bytes(bad)
+    code, sentence = refused(words, capsys)
+    assert code == ExitCode.BAD_DATA == 3
+    assert "image 7 cannot be read" in sentence and "pictures/cat/07.png" in sentence
+    assert not list((home / "new").glob("checkpoints/*"))
+
+
+def test_several_processes_are_refused(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, sentence = refused("train digits-diffmoe", capsys)
+    assert code == 2 and "WORLD_SIZE is 2" in sentence
+    assert not (home / "runs").exists()
+
+
+def test_debug_shows_the_traceback(home: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown preset"):
+        main(["train", "digits-difmoe", "--debug"])
+
+
+def test_an_error_of_the_system_is_one_sentence_too(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> RunConfig:
+        raise OSError(5, "Input/output error\nof two lines", "disk")
+
+    monkeypatch.setattr("diffmoe.cli.preset", broken)
+    code, sentence = refused("train digits-diffmoe", capsys)
+    assert code == ExitCode.STORAGE and "Input/output error" in sentence
+
+
+# ---- the table of exit codes
+
+
+def test_the_exit_codes_are_the_pinned_ones() -> None:
+    assert {code.name: code.value for code in ExitCode} == {
+        "DONE": 0,
+        "BAD_INPUT": 2,
+        "BAD_DATA": 3,
+        "NON_FINITE": 4,
+        "STORAGE": 5,
+        "DISTRIBUTED": 6,
+        "RESUMABLE": 75,
+    }
+
+
+def test_every_error_has_its_exit_code() -> None:
+    kinds = [getattr(errors, name) for name in errors.__all__]
+    found = {k.__name__: int(k.exit_code) for k in kinds if issubclass(k, DiffMoEError)}
+    assert found == {
+        "DiffMoEError": 2,
+        "ConfigError": 2,
+        "DataError": 3,
+        "NonFiniteError": 4,
+        "StorageError": 5,
+        "StoppedError": 75,
+    }
+
+
+def test_a_sentence_is_what_where_and_what_to_do() -> None:
+    assert str(DiffMoEError("this", where="there", remedy="do that")) == "this — there — do that"
+    assert str(DiffMoEError("this")) == "this"
+    assert str(DiffMoEError("this", remedy="do that")) == "this — do that"

@@ -1,0 +1,170 @@
+"""The verbs do what they say, from a config to images and converted files."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint.released_model import KINDS, ReleasedModel, randomized
+from PIL import Image
+from runs import run_config
+
+from diffmoe.checkpoint import load
+from diffmoe.cli import main
+from diffmoe.config import DDPMConfig, FlowConfig, read_config, to_yaml
+from diffmoe.presets import preset
+from diffmoe.training import train
+
+WORDS = """--model.width 16 --model.depth 2 --model.heads 2 --model.pool-images 8
+    --training.global-batch 16 --loop.steps 4 --loop.checkpoint-every 2 --loop.log-every 2
+    --sampling.steps 3 --quiet"""
+QUICK = WORDS.split()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verbs") / "run"
+    train(run_config(loop__steps=20, sampling__batch=125), path, progress=False)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 0, capsys.readouterr()
+    return capsys.readouterr().out
+
+
+# ---- train
+
+
+def test_train_makes_a_run_and_names_the_next_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = said(capsys, "train", "digits-diffmoe", *QUICK)
+    assert out == (
+        "trained 4 steps: runs/digits-diffmoe\nnext: diffmoe report runs/digits-diffmoe\n"
+    )
+    found = read_config(Path("runs/digits-diffmoe/config.yaml"))
+    assert (found.model.width, found.loop.steps) == (16, 4)
+    assert load("runs/digits-diffmoe").step == 4
+
+
+def test_a_run_goes_on_under_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "train", "digits-tc", *QUICK, "--run", "mine")
+    out = said(capsys, "train", "mine", "--loop.steps", "6", "--quiet")
+    assert out.startswith("trained 6 steps: mine\n")
+    assert load("mine").step == 6
+    assert load("mine").config.loop.steps == 6
+
+
+def test_dry_run_of_the_largest_published_row_needs_neither_data_nor_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = said(capsys, "train", "diffmoe-l-e16-flow", "--dry-run")
+    assert "parameters   1,981,946,064\n" in out
+    assert to_yaml(preset("diffmoe-l-e16-flow")) in out
+    weights = re.search(r"weights +([\d.]+)\n", out)
+    assert weights and float(weights[1]) == pytest.approx(1_981_946_064 * 4 / 2**30, abs=1e-3)
+    assert "activations, 256 images" in out
+    assert not list(Path().iterdir())
+
+
+def test_dry_run_shows_the_changed_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--machine.micro-batch", "64", "--machine.activation-checkpointing", "--dry-run"]
+    out = said(capsys, "train", "diffmoe-s-e16-ddpm", *words)
+    assert "micro_batch: 64" in out and "activations, 64 images" in out
+
+
+# ---- sample
+
+
+def test_a_seed_gives_the_same_picture_whatever_the_batch(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", str(trained), "--labels", "3", "3", "7", "--seeds", "0", "1", "2", "--quiet"]
+    for batch in ("1", "2", "3"):
+        out = said(capsys, *words, "--batch", batch, "--out", f"batch-{batch}")
+        assert out.startswith(f"3 images: batch-{batch}\n")
+    names = ["000000-class-3-seed-0.png", "000001-class-3-seed-1.png", "000002-class-7-seed-2.png"]
+    for name in names:
+        alone = Path("batch-1", name).read_bytes()
+        assert alone == Path("batch-2", name).read_bytes() == Path("batch-3", name).read_bytes()
+    assert len({Path("batch-1", name).read_bytes() for name in names}) == 3
+    with Image.open(Path("batch-1", names[0])) as picture:
+        assert (picture.size, picture.mode) == ((8, 8), "L")
+
+
+def test_samples_carry_the_stamp_that_says_how_to_make_them(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "sample", str(trained), "--count", "11", "--quiet", "--out", "made")
+    stamp = json.loads(Path("made", "samples.json").read_text())
+    assert [record["label"] for record in stamp["images"]] == [*range(10), 0]
+    assert [record["seed"] for record in stamp["images"]] == list(range(11))
+    assert (stamp["step"], stamp["weights"]) == (20, "ema")
+    assert stamp["weights_sha256"] == load(trained).fingerprint
+    assert stamp["sampling"]["steps"] == 3
+
+
+def test_the_same_command_writes_the_same_folder_below_the_run(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", str(trained), "--labels", "5", "--quiet"]
+    first, again = said(capsys, *words), said(capsys, *words)
+    other = said(capsys, *words, "--steps", "2")
+    assert first == again != other
+    assert str(trained / "samples" / "step-00000020-") in first
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_settings_are_flags(
+    sampler: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--sampler", sampler, "--guidance", "2", "--selection", "pool", "--weights", "raw"]
+    said(capsys, "sample", str(trained), "--labels", "1", "2", "--quiet", "--out", "made", *words)
+    stamp = json.loads(Path("made", "samples.json").read_text())
+    assert stamp["sampling"]["sampler"] == sampler and stamp["weights"] == "raw"
+
+
+# ---- convert
+
+
+@pytest.mark.parametrize("objective", ["flow", "ddpm"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_released_file_becomes_a_run_and_comes_back_bit_for_bit(
+    kind: str, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, average = (
+        dict(randomized(ReleasedModel(kind, heads=3), seed).state_dict()) for seed in (1, 2)
+    )
+    torch.save({"model": model, "ema": average, "opt": {"state": {}}, "args": {}}, "released.pt")
+    words = ["--heads", "3", "--objective", objective]
+    out = said(capsys, "convert", "released.pt", "run", *words)
+    assert out.startswith(f"{2 * len(model)} tensors of model and ema, bit for bit: run")
+    assert "left out: opt, args" in out or "left out: args, opt" in out
+    loaded = load("run")
+    kinds = {"flow": FlowConfig, "ddpm": DDPMConfig}
+    assert isinstance(loaded.config.objective, kinds[objective])
+    assert (loaded.config.model.heads, loaded.step) == (3, 0)
+    said(capsys, "convert", "run", "back.pt")
+    back = torch.load("back.pt", weights_only=True)
+    for name, wanted in (("model", model), ("ema", average)):
+        assert back[name].keys() == wanted.keys()
+        for key, tensor in wanted.items():
+            assert back[name][key].dtype == tensor.dtype
+            assert torch.equal(back[name][key], tensor)
+
+
+def test_a_converted_run_cannot_be_trained_on_silently(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = dict(randomized(ReleasedModel("dense", heads=3), 1).state_dict())
+    torch.save({"model": model, "ema": model}, "released.pt")
+    said(capsys, "convert", "released.pt", "run", "--heads", "3", "--objective", "flow")
+    assert main(["train", "run", "--quiet"]) in (2, 5)
+    assert len(capsys.readouterr().err.splitlines()) == 1
