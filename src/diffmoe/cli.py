@@ -15,7 +15,7 @@ from diffmoe.arguments import (
     parse,
 )
 from diffmoe.config import RunConfig, SamplingConfig, read_config, to_yaml
-from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, StorageError
+from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, StoppedError, StorageError
 from diffmoe.presets import PRESETS, preset
 
 __all__ = ["main"]
@@ -246,6 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, error.exit_code, debug)
     except OSError as error:
         return _fail(error, ExitCode.STORAGE, debug)
+    except KeyboardInterrupt:
+        stopped = StoppedError("interrupted", remedy="nothing half-made is left; run it again")
+        return _fail(stopped, stopped.exit_code, debug)
     except SystemExit as stop:
         return int(stop.code or 0)
     return ExitCode.DONE

@@ -331,7 +331,7 @@ DAMAGED: list[tuple[Callable[[Path], str], int, str]] = [
     (truncate, 5, "none of the 2 checkpoints can be read — run/checkpoints"),
     (unsign, 5, "none of the 2 checkpoints can be read"),
     (empty_run, 5, "the run has no checkpoint yet — run — diffmoe train run"),
-    (deeper, 5, "it belongs to another model"),
+    (deeper, 5, "belongs to another model: model.depth is 2 there and 4"),
     (misspell, 2, "unknown key model.widht, did you mean model.width? — run/config.yaml"),
     (garble, 2, "the config is no YAML — run/config.yaml"),
     (pickled, 5, "pickled.pt"),

@@ -27,6 +27,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for name in ("input_size", "patch_size", "channels", "width", "depth", "heads")
         for value in (0, -1)
     ],
+    ({"model.moe_period": 5}, "model.moe_period 5 is more than model.depth 2", "at most 2"),
     ({"model.num_classes": 0}, "model.num_classes 0", "1 or more"),
     ({"model.moe_period": 0}, "model.moe_period 0", "1 or more"),
     ({"model.pool_images": 0}, "model.pool_images 0", "1 or more"),

@@ -237,6 +237,14 @@ def test_a_file_that_is_no_yaml_is_refused(text: str, tmp_path: Path) -> None:
         read_config(path)
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    text = to_yaml(run_config())
+    path.write_text(text.replace("  depth: 2", "  depth: 2\n  depth: 4"))
+    with pytest.raises(ConfigError, match="key 'depth' stands twice"):
+        read_config(path)
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(b"\xff\xfe\x00")

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 
 from diffmoe.checkpoint.files import storage_errors, write_text
-from diffmoe.checkpoint.store import newest_checkpoint, read_part, sweep
-from diffmoe.config import RunConfig, identity_differences, read_config, to_yaml
+from diffmoe.checkpoint.store import Manifest, newest_checkpoint, read_part, sweep
+from diffmoe.config import (
+    RunConfig,
+    from_dict,
+    identity_differences,
+    read_config,
+    to_yaml,
+)
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.model import DiT
 
@@ -125,6 +131,7 @@ def load(
             "the run has no checkpoint yet", where=str(path), remedy=f"diffmoe train {path}"
         )
     checkpoint, manifest = found
+    _refuse_strange(manifest, config, checkpoint)
     part = {"ema": "ema", "raw": "model"}[weights]
     with torch.device("meta"):
         model = DiT(config.model)
@@ -133,6 +140,20 @@ def load(
     fingerprint = str(manifest.files[f"{part}.safetensors"]["sha256"])
     model.to(device).requires_grad_(False).eval()
     return LoadedRun(folder, config, model, manifest.step, weights, fingerprint)
+
+
+def _refuse_strange(manifest: Manifest, config: RunConfig, checkpoint: Path) -> None:
+    """Equal shapes do not make an equal model: the number of heads, say, leaves none."""
+    if not manifest.config:
+        return
+    changed = identity_differences(from_dict(manifest.config, where=str(checkpoint)), config)
+    if changed:
+        name, (theirs, ours) = next(iter(changed.items()))
+        raise StorageError(
+            f"the checkpoint belongs to another model: {name} is {theirs} there and {ours} in config.yaml",
+            where=str(checkpoint),
+            remedy="restore config.yaml or the checkpoint",
+        )
 
 
 def load_tensors(model: torch.nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,11 +35,16 @@ class Manifest:
     schema: int
     step: int
     samples: int  # training images seen
-    torch: str  # version that wrote it
+    diffmoe: str  # versions that wrote it
+    torch: str
+    config: dict[str, Any]  # the resolved config of the run
+    tensors: dict[str, dict[str, list[Any]]]  # part -> tensor -> dtype, shape
     files: dict[str, dict[str, str | int]]  # name -> sha256, bytes
 
 
-def write(parent: Path, step: int, samples: int, parts: Parts) -> Path:
+def write(
+    parent: Path, step: int, samples: int, parts: Parts, config: dict[str, Any] | None = None
+) -> Path:
     """Write `parts` as checkpoint `step` below `parent`; it appears by one rename or not at all."""
     path = parent / f"step-{step:08d}"
     if path.exists() and _sound(path) is not None:
@@ -50,9 +57,25 @@ def write(parent: Path, step: int, samples: int, parts: Parts) -> Path:
             file.name: {"sha256": digest(file), "bytes": file.stat().st_size}
             for file in sorted(aside.iterdir())
         }
-        manifest = Manifest(_SCHEMA, step, samples, torch.__version__, files)
+        manifest = Manifest(
+            schema=_SCHEMA,
+            step=step,
+            samples=samples,
+            diffmoe=version("diffmoe"),
+            torch=torch.__version__,
+            config=config or {},
+            tensors={name: _index(tensors) for name, tensors in parts.items()},
+            files=files,
+        )
         write_text(aside / _MANIFEST, _text(manifest))
     return path
+
+
+def _index(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
+    return {
+        name: [str(value.dtype).removeprefix("torch."), list(value.shape)]
+        for name, value in tensors.items()
+    }
 
 
 def _text(manifest: Manifest) -> str:

@@ -145,6 +145,12 @@ class ModelConfig:
                 f"model.out_channels {self.out_channels} fits no objective",
                 remedy=f"use {self.channels}, or {2 * self.channels} with a learned variance",
             )
+        if self.router.num_experts and not self.moe_blocks:
+            raise ConfigError(
+                f"model.moe_period {self.moe_period} is more than model.depth {self.depth}:"
+                " no block would have experts",
+                remedy=f"use at most {self.depth}",
+            )
         self.router.check(self.tokens, self.pool_images)
 
     @property

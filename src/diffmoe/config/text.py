@@ -186,14 +186,30 @@ def _nearest_field(name: str) -> str | None:
     return f"{section}.{near}".lstrip(".") if near else None
 
 
+class _TwiceError(yaml.YAMLError):
+    """A key of a mapping stands twice."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as plain data; a key that stands twice is an error, not the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise _TwiceError(f"key {name!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: Path) -> RunConfig:
     """The config in a YAML file; raises StorageError if there is none, ConfigError if it is bad."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = _UniqueKeys(path.read_text()).get_single_data()
     except OSError as error:
         raise StorageError(f"cannot read the config ({error.strerror})", where=str(path)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("the config is no YAML", where=str(path)) from error
+        why = f" ({error})" if isinstance(error, _TwiceError) else ""
+        raise ConfigError(f"the config is no YAML{why}", where=str(path)) from error
     return from_dict(content, where=str(path))
 
 

@@ -20,7 +20,7 @@ from diffmoe.checkpoint import (
     write_released,
     write_text,
 )
-from diffmoe.config import RunConfig, read_config, to_yaml
+from diffmoe.config import RunConfig, read_config, to_dict, to_yaml
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.presets import PRESETS, preset
 
@@ -59,7 +59,7 @@ def import_released(
     parts = {"model": to_ours(released.model, config), "ema": to_ours(released.ema, config)}
     with new_folder(target) as aside:
         write_text(aside / "config.yaml", to_yaml(config))
-        write(aside / "checkpoints", 0, 0, parts)
+        write(aside / "checkpoints", 0, 0, parts, to_dict(config))
     return Converted(target, len(released.model) + len(released.ema), released.dropped)
 
 

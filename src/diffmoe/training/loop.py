@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffmoe.checkpoint import RunFolder, newest_checkpoint, prune, write
 from diffmoe.codec import build_codec
-from diffmoe.config import RunConfig
+from diffmoe.config import RunConfig, to_dict
 from diffmoe.data import Batch, open_source, stream
 from diffmoe.device import resolve_device
 from diffmoe.errors import NonFiniteError, StoppedError
@@ -108,7 +108,7 @@ def _run(
 def _save(config: RunConfig, folder: RunFolder, state: TrainingState, window: Window) -> None:
     _refuse_non_finite(window, folder, state.step)
     samples = state.step * config.training.global_batch
-    path = write(folder.checkpoints, state.step, samples, state_parts(state))
+    path = write(folder.checkpoints, state.step, samples, state_parts(state), to_dict(config))
     prune(folder.checkpoints, path, config.loop.keep_checkpoints)
 
 
