@@ -43,11 +43,11 @@ class TimeEmbedder(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B D"]:
-        """The embedding of each time; the sinusoids are computed in at least float32."""
+        """The embedding of each time; the sinusoids are computed in float64: at t = 1000
+        float32 angles would be wrong by 1e-5."""
         half = _FREQUENCIES // 2
-        wide = torch.promote_types(t.dtype, torch.float32)
-        index = torch.arange(half, device=t.device, dtype=wide)
-        angles = t[:, None].to(wide) * torch.exp(-math.log(_MAX_PERIOD) / half * index)
+        index = torch.arange(half, device=t.device, dtype=torch.float64)
+        angles = t[:, None].to(torch.float64) * torch.exp(-math.log(_MAX_PERIOD) / half * index)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         hidden = F.silu(steady(self.fc1, waves.to(self.fc1.weight.dtype)))
         return steady(self.fc2, hidden)

@@ -5,7 +5,6 @@ P pools, K rows an expert takes of a pool, L MoE layers.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -96,7 +95,6 @@ class RoutingPlan:
         if self.policy in ("constant", "target") and self.thresholds is None:
             raise ConfigError(f"policy {self.policy} needs thresholds")
 
-    @cached_property
     def _members(self) -> Pools:
         pools: dict[int, list[int]] = {}
         for image, pool in enumerate(self.pool_of_image or ()):
@@ -114,7 +112,7 @@ class RoutingPlan:
                 f"the plan names the pools of {len(self.pool_of_image)} images,"
                 f" the batch has {images}"
             )
-        return self._members
+        return self._members()
 
 
 @dataclass(frozen=True)
