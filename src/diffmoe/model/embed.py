@@ -43,8 +43,7 @@ class TimeEmbedder(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B D"]:
-        """The embedding of each time; the sinusoids are computed in float64: at t = 1000
-        float32 angles would be wrong by 1e-5."""
+        """The embedding of each time, its sinusoids in float64: float32 is 1e-5 off at t = 1000."""
         half = _FREQUENCIES // 2
         index = torch.arange(half, device=t.device, dtype=torch.float64)
         angles = t[:, None].to(torch.float64) * torch.exp(-math.log(_MAX_PERIOD) / half * index)
