@@ -12,7 +12,6 @@ import pytest
 import torch
 from checkpoint.released_model import ReleasedModel, randomized
 from PIL import Image
-from runs import changed, run_config
 
 from diffmoe import arguments, errors
 from diffmoe.arguments import TrainCommand, parse
@@ -21,6 +20,7 @@ from diffmoe.config import FolderData, RunConfig, to_yaml
 from diffmoe.errors import ConfigError, DiffMoEError, ExitCode
 from diffmoe.presets import preset
 from diffmoe.training import train
+from runs import changed, run_config
 
 Files = dict[str, bytes | None]
 

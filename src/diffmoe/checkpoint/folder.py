@@ -150,7 +150,8 @@ def _refuse_strange(manifest: Manifest, config: RunConfig, checkpoint: Path) -> 
     if changed:
         name, (theirs, ours) = next(iter(changed.items()))
         raise StorageError(
-            f"the checkpoint belongs to another model: {name} is {theirs} there and {ours} in config.yaml",
+            f"the checkpoint belongs to another model: {name} is {theirs} there and {ours} in"
+            " config.yaml",
             where=str(checkpoint),
             remedy="restore config.yaml or the checkpoint",
         )
