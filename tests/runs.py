@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from tiny import ROUTERS
 from torch import Tensor
 
 from diffmoe.checkpoint import RunFolder, newest_checkpoint
 from diffmoe.config import DDPMConfig, RunConfig
 from diffmoe.presets import preset
+from tiny import ROUTERS
 
 ROUTER_KINDS = tuple(ROUTERS)
 OBJECTIVES = ("flow", "ddpm")

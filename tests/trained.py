@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-import tiny
 import torch
 
+import tiny
 from diffmoe.config import DDPMConfig, RouterConfig, RunConfig, SamplingConfig
 from diffmoe.model import DiT, RoutingPlan, build_model
 from diffmoe.presets import preset

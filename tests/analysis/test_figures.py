@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import trained
 from PIL import Image
 
+import trained
 from diffmoe.analysis import CapacityTrace, capacity_figures, figures, loss_figure, samples_figure
 from diffmoe.errors import ConfigError
 

@@ -4,10 +4,10 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-import tiny
 import torch
-import trained
 
+import tiny
+import trained
 from diffmoe.analysis import CapacityTrace
 from diffmoe.sampling import Moment, generate
 

@@ -9,16 +9,16 @@ import signal
 import time
 from pathlib import Path
 
-import children
 import pytest
 import torch
-from tiny import stir
 
+import children
 from diffmoe.checkpoint import RunFolder, load, load_tensors, verify, write
 from diffmoe.config import RunConfig, read_config, to_dict, to_yaml
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.training import new_state, state_parts
 from runs import changed, run_config
+from tiny import stir
 
 
 def made(path: Path, *steps: int, config: RunConfig | None = None) -> RunFolder:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.released_model import KINDS, BatchPool, ReleasedModel, randomized
 from torch import Tensor
 
+from checkpoint.released_model import KINDS, BatchPool, ReleasedModel, randomized
 from diffmoe.checkpoint.released import to_ours, to_released
 from diffmoe.checkpoint.released_config import contradictions, infer_config
 from diffmoe.checkpoint.released_file import read_released, write_released

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import children
 import pytest
 import torch
-from long_record import hold
 from torch import Tensor
 
+import children
 from diffmoe.checkpoint import newest_checkpoint, prune, read_part, verify, write
 from diffmoe.checkpoint.files import digest, new_folder, write_text
 from diffmoe.checkpoint.store import sweep
 from diffmoe.errors import ExitCode, StorageError
+from long_record import hold
 
 PARTS = ("ema", "model", "optimizer")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.released_model import ReleasedModel, randomized
 from PIL import Image
 
+from checkpoint.released_model import ReleasedModel, randomized
 from diffmoe import arguments, errors
 from diffmoe.arguments import TrainCommand, parse
 from diffmoe.cli import main

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.released_model import KINDS, ReleasedModel, randomized
 from PIL import Image
-from runs import run_config
 
+from checkpoint.released_model import KINDS, ReleasedModel, randomized
 from diffmoe.checkpoint import load
 from diffmoe.cli import main
 from diffmoe.config import DDPMConfig, FlowConfig, read_config, to_yaml
 from diffmoe.presets import preset
 from diffmoe.training import train
+from runs import run_config
 
 WORDS = """--model.width 16 --model.depth 2 --model.heads 2 --model.pool-images 8
     --training.global-batch 16 --loop.steps 4 --loop.checkpoint-every 2 --loop.log-every 2

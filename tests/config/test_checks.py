@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import pytest
-from runs import changed, run_config
-from tiny import ROUTERS
 
 from diffmoe.config import LEGAL_POLICIES, DDPMConfig, FlowConfig, RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError, ExitCode
 from diffmoe.presets import preset
+from runs import changed, run_config
+from tiny import ROUTERS
 
 DDPM = {"objective": DDPMConfig(timesteps=50), "model.out_channels": 2}
 ANCESTRAL = {**DDPM, "sampling.sampler": "ancestral"}

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import changed, run_config
-from tiny import ROUTERS
 
 from diffmoe.config import (
     SD_VAE,
@@ -16,6 +14,8 @@ from diffmoe.config import (
     field_names,
     identity_differences,
 )
+from runs import changed, run_config
+from tiny import ROUTERS
 
 
 def named(group: str, fields: str) -> set[str]:

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import changed, run_config
-from tiny import ROUTERS
 
 from diffmoe.config import (
     SD_VAE,
@@ -27,6 +25,8 @@ from diffmoe.config import (
 )
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.presets import PRESETS, preset
+from runs import changed, run_config
+from tiny import ROUTERS
 
 Place = tuple[str, ...]
 

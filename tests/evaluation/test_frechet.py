@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from diffmoe.errors import ConfigError
 from diffmoe.evaluation import Moments, frechet_distance, principal_components
 

@@ -3,10 +3,10 @@
 import math
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from diffmoe.data import DigitsSource
 from diffmoe.evaluation import Judge, Scores, nearest_neighbours, score
 

@@ -6,9 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from long_record import hold
 from PIL import Image
-from runs import changed, run_config
 
 from diffmoe.checkpoint import RunFolder
 from diffmoe.cli import main
@@ -17,6 +15,8 @@ from diffmoe.errors import ConfigError, StorageError
 from diffmoe.experiments import demo, report, sample
 from diffmoe.presets import preset
 from diffmoe.training import train
+from long_record import hold
+from runs import changed, run_config
 
 FIGURES = {
     "samples.png",

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from runs import ROUTER_KINDS, run_config
 
 from diffmoe.experiments import needs
 from diffmoe.presets import preset
 from diffmoe.training import new_state
+from runs import ROUTER_KINDS, run_config
 
 
 @pytest.mark.parametrize("router", ROUTER_KINDS)

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from diffmoe.model import DiT, activated_parameters, build_model, count_parameters, saved_bytes
 from diffmoe.presets import PRESETS, preset
 

@@ -4,12 +4,12 @@ import math
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tiny
 from diffmoe.errors import ConfigError
 from diffmoe.model import DiT, Prediction, RoutingPlan, build_model
 from diffmoe.model.embed import LabelEmbedder, TimeEmbedder, position_table, unpatchify

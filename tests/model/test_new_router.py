@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from diffmoe.model import ROUTERS, DiT, Router, Routing, RoutingPlan, build_model
 
 

@@ -3,12 +3,12 @@
 import copy
 from dataclasses import replace
 
-import oracle
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import oracle
+import tiny
 from diffmoe.errors import ConfigError
 from diffmoe.model import DiT, MixtureOfExperts, Routing, RoutingPlan, build_model
 

@@ -3,12 +3,12 @@
 from dataclasses import fields, replace
 from itertools import pairwise
 
-import oracle
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import oracle
+import tiny
 from diffmoe.config import BatchPool, ExpertChoice, RouterConfig, TokenChoice
 from diffmoe.errors import ConfigError
 from diffmoe.model import (

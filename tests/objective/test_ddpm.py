@@ -4,16 +4,16 @@ import math
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from gaussians import NO_CLASS, PLAN, Gaussian, Network
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+import tiny
 from diffmoe.config import DDPMConfig
 from diffmoe.objective import DDPM, Draws
 from diffmoe.objective.ddpm import grey_level_log_likelihood, normal_divergence
 from diffmoe.randomness import uniforms
+from gaussians import NO_CLASS, PLAN, Gaussian, Network
 
 DATA = Gaussian()
 STEPS = [1, 7, 250, 600, 999]

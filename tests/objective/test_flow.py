@@ -4,14 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from gaussians import NO_CLASS, PLAN, Gaussian, Network, wide
 from torch import Tensor
 
+import tiny
 from diffmoe.config import DDPMConfig, FlowConfig
 from diffmoe.objective import DDPM, Draws, Flow, build_objective
 from diffmoe.randomness import uniforms
+from gaussians import NO_CLASS, PLAN, Gaussian, Network, wide
 
 DATA = Gaussian()
 TIMES = [0.0, 0.13, 0.5, 0.9, 1.0]

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import trained
 from torch import Tensor
 
+import trained
 from diffmoe.codec import Pixels
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError

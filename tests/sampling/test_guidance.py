@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import tiny
 import torch
-import trained
 from torch import Tensor
 
+import tiny
+import trained
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
 from diffmoe.objective import FieldOutput

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import trained
 from PIL import Image
 from torch import Tensor
 
+import trained
 from diffmoe.checkpoint import LoadedRun, RunFolder
 from diffmoe.errors import StorageError
 from diffmoe.sampling import contact_sheet, stamp, to_picture, write_samples

@@ -5,11 +5,11 @@ from itertools import product
 from typing import Any
 
 import pytest
-import tiny
 import torch
-import trained
 from torch import Tensor
 
+import tiny
+import trained
 from diffmoe.checkpoint import to_ours, to_released
 from diffmoe.config import LEGAL_POLICIES, FlowConfig, SamplingConfig
 from diffmoe.errors import ConfigError

@@ -6,15 +6,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from gaussians import Gaussian
 from torch import Tensor
 
+import tiny
 from diffmoe.config import DDPMConfig, FlowConfig, SamplingConfig
 from diffmoe.objective import DDPM, FieldOutput, Flow, Schedule
 from diffmoe.sampling import Evaluation, build_solver
 from diffmoe.sampling.solvers import DDIM, Ancestral, Dopri5, euler, heun
+from gaussians import Gaussian
 
 DATA = Gaussian(mean=0.4, deviation=0.5)
 FLOW, DDPM_1000 = Flow(FlowConfig()), DDPM(DDPMConfig())

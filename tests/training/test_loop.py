@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
 
 import diffmoe.training.loop as loop
 from diffmoe.checkpoint import RunFolder, load, newest_checkpoint
@@ -28,6 +27,7 @@ from diffmoe.errors import (
     StorageError,
 )
 from diffmoe.training import train
+from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
 
 SPEED = {"images_per_second", "peak_memory_gib"}
 TERMS = {"flow": {"mse"}, "ddpm": {"mse", "vb"}}

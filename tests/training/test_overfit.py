@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from runs import run_config
 
 from diffmoe.config import RunConfig
 from diffmoe.data import Batch, open_source
 from diffmoe.objective import build_objective
 from diffmoe.sampling import generate
 from diffmoe.training import TrainingState, make_draws, new_state, train_step
+from runs import run_config
 
 STEPS, TAIL = 600, 50
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
 from torch import Tensor
 
 from diffmoe.checkpoint import RunFolder, newest_checkpoint, read_part, write
 from diffmoe.config import RunConfig
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.training import train
+from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
 
 Tensors = dict[str, Tensor]
 WAYS = [

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import OBJECTIVES, ROUTER_KINDS, run_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,6 +25,7 @@ from diffmoe.training import (
     train_step,
     training_plan,
 )
+from runs import OBJECTIVES, ROUTER_KINDS, run_config
 
 CPU = torch.device("cpu")
 
