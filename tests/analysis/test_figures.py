@@ -195,6 +195,32 @@ def test_a_line_cut_off_by_a_kill_is_left_out(drawn: list[Any], tmp_path: Path) 
     assert len(drawn[0].lines[0].get_ydata()) == 5
 
 
+DAMAGE = (
+    b'\xff\x00\x80\n[1]\n17\n{"loss": 3}\n{"step": "5", "loss": 3}\n' + b'{"a":' * 100_000 + b"\n"
+)
+
+
+def test_damaged_lines_are_left_out(drawn: list[Any], tmp_path: Path) -> None:
+    log = metrics(tmp_path / "m", descent(5))
+    log.write_bytes(DAMAGE + log.read_bytes() + DAMAGE)
+    loss_figure(log, Path())
+    assert [len(line.get_ydata()) for line in drawn[0].lines] == [5, 5]
+
+
+def test_metrics_of_damage_alone_have_a_figure(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(DAMAGE)
+    assert loss_figure(tmp_path / "m", tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-Infinity", "null", "1e308", "5e-324", "9" * 18]
+)
+def test_values_that_no_axis_can_hold_are_left_out(value: str, tmp_path: Path) -> None:
+    lines = "".join(f'{{"step": {n}, "loss": {v}}}\n' for n, v in enumerate((1, value, 2)))
+    (tmp_path / "m").write_text(lines)
+    assert_picture(loss_figure(tmp_path / "m", tmp_path / "loss.png"))
+
+
 def test_samples_stand_in_rows_beside_their_class(drawn: list[Any]) -> None:
     values = torch.tensor([2, 0, 2, 1, 2], dtype=torch.uint8)
     images = (10 * values + 50).view(5, 1, 1, 1).expand(5, 1, 8, 8).contiguous()

@@ -2,8 +2,9 @@
 
 import errno
 import fcntl
-import logging
+import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,10 +16,12 @@ import torch
 import children
 from diffmoe.checkpoint import RunFolder, load, load_tensors, verify, write
 from diffmoe.config import RunConfig, read_config, to_dict, to_yaml
-from diffmoe.errors import ConfigError, StorageError
+from diffmoe.errors import ConfigError, DiffMoEError, StorageError
 from diffmoe.training import new_state, state_parts
 from runs import changed, run_config
 from tiny import stir
+
+TRAINED_ON = {"codec": "pixels", "data": "3 digits sha256:0123"}
 
 
 def made(path: Path, *steps: int, config: RunConfig | None = None) -> RunFolder:
@@ -31,8 +34,14 @@ def made(path: Path, *steps: int, config: RunConfig | None = None) -> RunFolder:
             stir(state.model, seed=step)
             state.average.load_state_dict(state.model.state_dict())
             stir(state.model, seed=step + 1)
-            write(folder.checkpoints, step, 16 * step, state_parts(state), to_dict(config))
+            parts, content = state_parts(state), to_dict(config)
+            write(folder.checkpoints, step, 16 * step, parts, content, TRAINED_ON)
     return folder
+
+
+def damaged(folder: RunFolder, step: int, name: str = "model.safetensors") -> None:
+    victim = folder.checkpoints / f"step-{step:08d}" / name
+    victim.write_bytes(victim.read_bytes()[:-1])
 
 
 # ---- whose folder it is
@@ -64,7 +73,7 @@ def test_what_may_change_is_taken_over(tmp_path: Path) -> None:
     assert read_config(folder.config) == longer
 
 
-def test_claiming_sweeps_what_a_killed_job_left_and_spares_a_report(tmp_path: Path) -> None:
+def test_a_lock_sweeps_what_a_killed_job_left_and_spares_a_report(tmp_path: Path) -> None:
     folder = made(tmp_path / "run", 2)
     for place in (folder.checkpoints / ".tmp-step-00000004-x", folder.path / ".tmp-config-x.yaml"):
         place.mkdir()
@@ -73,6 +82,68 @@ def test_claiming_sweeps_what_a_killed_job_left_and_spares_a_report(tmp_path: Pa
     made(tmp_path / "run")
     assert [p.name for p in folder.checkpoints.iterdir()] == ["step-00000002"]
     assert not list(folder.path.glob(".tmp-config*")) and report.exists()
+
+
+def test_a_lock_puts_back_the_checkpoint_whose_successor_never_came(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", 2)
+    (path,) = folder.checkpoints.iterdir()
+    path.rename(path.with_name(f".tmp-{path.name}-abc_1234.old"))
+    with folder.locked():
+        assert load(folder.path).step == 2
+    assert list(folder.checkpoints.iterdir()) == [path]
+
+
+# ---- a folder that was never claimed
+
+
+@pytest.mark.parametrize("below", ["run", "runs/deep/run"])
+def test_a_folder_made_for_a_job_that_cannot_begin_goes_again(below: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / below)
+    with pytest.raises(KeyError), folder.locked():
+        assert (folder.path / ".lock").exists()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_that_fails_half_way_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*others: object) -> None:
+        raise StorageError("cannot write config.yaml (No space left on device)")
+
+    monkeypatch.setattr("diffmoe.checkpoint.folder.write_text", full)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(StorageError, match="No space left"), folder.locked():
+        folder.claim(run_config())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_before_a_job_that_cannot_begin_stays(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "note.txt").write_text("mine")
+    for path, left in ((tmp_path / "run", ["note.txt"]), (tmp_path / "run" / "below", [])):
+        with pytest.raises(KeyError), RunFolder(path).locked():
+            raise KeyError
+        assert [p.name for p in path.iterdir()] == left if left else not path.exists()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["note.txt"]
+    folder = made(tmp_path / "mine", 2)
+    with pytest.raises(KeyError), folder.locked():
+        raise KeyError
+    assert load(folder.path).step == 2
+
+
+def test_a_lock_file_that_was_just_removed_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, folder = fcntl.flock, RunFolder(tmp_path / "run")
+
+    def late(handle: int, how: int) -> None:
+        (folder.path / ".lock").unlink()  # by the job that held it, between opening and locking
+        honest(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(StorageError, match="another job"), folder.locked():
+        pass
 
 
 @pytest.mark.parametrize("text", ["model: [", "[]", "model: {widht: 3}"])
@@ -157,15 +228,43 @@ def test_averaged_weights_are_loaded_unless_raw_ones_are_asked_for(tmp_path: Pat
     assert torch.equal(averaged.model.state_dict()[weight], wanted.state_dict()[weight])
 
 
-def test_a_damaged_newest_checkpoint_falls_back_loudly(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_tells_what_it_was_trained_on_as_far_as_its_checkpoint_knows(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", 2)
+    assert load(folder.path).trained_on == TRAINED_ON
+    tensors = state_parts(new_state(run_config(), torch.device("cpu")))
+    write(folder.checkpoints, 4, 64, tensors, to_dict(run_config()))
+    assert load(folder.path).trained_on == {}
+
+
+def test_a_checkpoint_of_a_certain_step_can_be_asked_for(tmp_path: Path) -> None:
     folder = made(tmp_path / "run", 2, 4)
-    victim = folder.checkpoints / "step-00000004" / "model.safetensors"
-    victim.write_bytes(victim.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING):
-        assert load(folder.path).step == 2
-    assert "model.safetensors is damaged" in caplog.text
+    assert [load(folder.path, step=step).step for step in (2, 4, None)] == [2, 4, 4]
+    with pytest.raises(StorageError, match=r"no checkpoint of step 3 — .* — use one of 2, 4"):
+        load(folder.path, step=3)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_damaged_newest_checkpoint_is_refused_and_the_sound_one_named(
+    name: str, tmp_path: Path
+) -> None:
+    folder = made(tmp_path / "run", 2, 4, 6)
+    damaged(folder, 6, name)
+    with pytest.raises(StorageError, match=r"step-00000006 cannot be used: .* damaged") as caught:
+        load(folder.path)
+    assert "use step 4, the newest that is sound" in str(caught.value)
+    assert "load(RUN, step=4)" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert load(folder.path, step=4).step == 4
+    with pytest.raises(StorageError, match="step-00000006 cannot be used"):
+        load(folder.path, step=6)
+
+
+def test_a_damaged_older_checkpoint_is_refused_only_if_it_is_asked_for(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", 2, 4)
+    damaged(folder, 2)
+    assert load(folder.path).step == 4
+    with pytest.raises(StorageError, match=r"step-00000002 cannot be used.*use step 4"):
+        load(folder.path, step=2)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
@@ -185,8 +284,18 @@ def test_a_run_without_a_checkpoint_says_how_to_get_one(tmp_path: Path) -> None:
 def test_a_run_of_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
     folder = made(tmp_path / "run", 2)
     (folder.checkpoints / "step-00000002" / "manifest.json").unlink()
-    with pytest.raises(StorageError, match="none of the 1 checkpoints can be read"):
+    with pytest.raises(StorageError, match="the only checkpoint cannot be read"):
         load(folder.path)
+
+
+def test_a_run_of_several_damaged_checkpoints_is_one_sentence(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", 2, 4)
+    damaged(folder, 2)
+    damaged(folder, 4)
+    for step in (2, None):
+        with pytest.raises(StorageError, match="none of the 2 checkpoints can be read") as caught:
+            load(folder.path, step=step)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -202,11 +311,19 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     whole = dict(model.state_dict())
     for tensors, said in (
-        ({"weight": whole["weight"]}, "lacks 1 tensors, among them bias"),
-        (whole | {"more": whole["bias"]}, "has unknown 1 tensors, among them more"),
-        (whole | {"bias": torch.zeros(3)}, "has misshapen 1 tensors, among them bias"),
+        ({"weight": whole["weight"]}, "the checkpoint lacks 1 tensor, e.g. bias — here"),
+        ({}, "the checkpoint lacks 2 tensors, e.g. bias — here"),
+        (whole | {"more": whole["bias"]}, "has 1 tensor that the model has not, e.g. more — here"),
+        (
+            whole | {"bias": torch.zeros(3)},
+            "1 tensor has another shape than the model's, e.g. bias is [3] there and [2] here",
+        ),
+        (
+            {"bias": torch.zeros(()), "weight": torch.zeros(2, 3)},
+            "2 tensors have another shape than the model's, e.g. bias is [] there and [2] here",
+        ),
     ):
-        with pytest.raises(StorageError, match=said):
+        with pytest.raises(StorageError, match=re.escape(said)):
             load_tensors(model, tensors, where="here")
 
 
@@ -221,3 +338,15 @@ def test_a_checkpoint_of_another_model_of_the_same_shapes_is_refused(tmp_path: P
     folder.config.write_text(to_yaml(changed(run_config(), {"model.heads": 4})))
     with pytest.raises(StorageError, match=r"model.heads is 2 there and 4 in config.yaml"):
         load(folder.path)
+
+
+@pytest.mark.parametrize("content", [[3], "x", {"model": 3}, {"a": "deep"}], ids=str)
+def test_a_manifest_with_a_strange_config_is_one_sentence(content: object, tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    tensors = state_parts(new_state(run_config(), torch.device("cpu")))
+    if content == {"a": "deep"}:
+        content = json.loads('{"a": ' * 220 + "1" + "}" * 220)
+    write(folder.checkpoints, 2, 32, tensors, content)  # type: ignore[arg-type]
+    with pytest.raises(DiffMoEError) as caught:
+        load(folder.path)
+    assert len(str(caught.value).splitlines()) == 1 and "step-00000002" in str(caught.value)

@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 
 import children
-from diffmoe.checkpoint import newest_checkpoint, prune, read_part, verify, write
-from diffmoe.checkpoint.files import digest, new_folder, write_text
-from diffmoe.checkpoint.store import sweep
+from diffmoe.checkpoint import (
+    find_checkpoint,
+    newest_checkpoint,
+    prune,
+    read_part,
+    verify,
+    write,
+)
+from diffmoe.checkpoint.files import digest, new_folder, sweep, write_text
 from diffmoe.errors import ExitCode, StorageError
 from long_record import hold
 
@@ -216,6 +222,13 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "step true": lambda m: m.update(step=True),
     "step below 0": lambda m: m.update(step=-1),
     "samples null": lambda m: m.update(samples=None),
+    "step beyond counting": lambda m: m.update(step=10**30),
+    "samples beyond counting": lambda m: m.update(samples=10**30),
+    "origin null": lambda m: m.update(trained_on=None),
+    "origin empty": lambda m: m.update(trained_on={}),
+    "origin list": lambda m: m.update(trained_on=["pixels"]),
+    "name of NUL": lambda m: m["files"].update({"a\0": m["files"][EMA]}),
+    "name of half a letter": lambda m: m["files"].update({"\ud800": m["files"][EMA]}),
 }
 
 
@@ -226,6 +239,15 @@ def test_a_hostile_manifest_is_refused_even_with_the_right_digest(
     (path,) = saved(tmp_path, 4)
     shutil.copy(path / EMA, tmp_path / EMA)
     sealed(path, FORGERIES[name])
+    refused(path)
+
+
+@pytest.mark.parametrize("depth", [100, 200, 300, 400, 600, 900, 100_000])
+def test_a_deep_manifest_is_refused(depth: int, tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, 4)
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace('"config": {}', f'"config": {deep}'))
     refused(path)
 
 
@@ -250,6 +272,15 @@ def test_a_missing_part_is_a_storage_error(tmp_path: Path) -> None:
     (path,) = saved(tmp_path, 4)
     with pytest.raises(StorageError, match=r"cannot read other\.safetensors"):
         read_part(path, "other")
+
+
+def test_a_manifest_from_before_the_origin_was_noted_is_read(tmp_path: Path) -> None:
+    (plain,) = saved(tmp_path / "plain", 4)
+    assert "trained_on" not in json.loads((plain / "manifest.json").read_text())
+    assert verify(plain).trained_on == {}
+    origin = {"codec": "pixels", "data": "3 digits"}
+    path = write(tmp_path / "noted", 4, 64, parts(4), {}, origin)
+    assert verify(path).trained_on == origin
 
 
 # ---- which checkpoint is the newest
@@ -280,6 +311,21 @@ def test_the_newest_falls_back_loudly_to_the_last_sound_one(
         assert newest(tmp_path) == 2
     said = " ".join(record.getMessage() for record in caplog.records)
     assert f"skipping a checkpoint: {EMA} is damaged" in said and str(last) in said
+    assert f"no readable manifest — {middle}" in said
+
+
+def test_who_wants_a_certain_checkpoint_gets_no_other(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path, step=4) is None
+    saved(tmp_path, 2, 4, 6)
+    for step, wanted in ((None, 6), (2, 2), (4, 4)):
+        found = find_checkpoint(tmp_path, step)
+        assert found is not None and found[1].step == wanted
+    flip(tmp_path / "step-00000006" / EMA, 60)
+    with pytest.raises(StorageError, match="step-00000006 cannot be used: ema"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "step-nonsense").mkdir()  # no step: not the newest, and not in the way
+    with pytest.raises(StorageError, match="use step 4, the newest that is sound"):
+        find_checkpoint(tmp_path)
 
 
 def test_no_sound_checkpoint_among_some_is_an_error(tmp_path: Path) -> None:
@@ -296,7 +342,9 @@ def names(parent: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in parent.glob("step-*"))
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8]), (9, [4, 6, 8])])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, [8]), (2, [6, 8]), *((many, [4, 6, 8]) for many in (3, 4, 5, 9))]
+)
 def test_pruning_keeps_the_newest(keep: int, left: list[int], tmp_path: Path) -> None:
     last = saved(tmp_path, 4, 6, 8)[-1]
     prune(tmp_path, last, keep)
@@ -319,6 +367,27 @@ def test_pruning_leaves_what_it_cannot_read(tmp_path: Path) -> None:
     (unreadable / "manifest.json").write_text("")
     prune(tmp_path, last, 1)
     assert names(tmp_path) == [2, 6]
+
+
+def test_pruning_counts_what_it_can_read(tmp_path: Path) -> None:
+    _, unreadable, last = saved(tmp_path, 2, 4, 6)
+    (unreadable / "manifest.json").write_text("")
+    prune(tmp_path, last, 2)
+    assert names(tmp_path) == [2, 4, 6]
+
+
+def test_a_kill_while_pruning_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    *_, last = saved(tmp_path, 2, 4, 6)
+
+    def killed(pipe: int) -> None:
+        shutil.rmtree = lambda *others, **more: os._exit(9)  # type: ignore[assignment]
+        prune(tmp_path, last, 2)
+
+    child, _ = children.fork(killed)
+    os.waitpid(child, 0)
+    assert names(tmp_path) == [4, 6] and list(tmp_path.glob(".tmp-*"))
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000004", "step-00000006"}
 
 
 def test_sweeping_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
@@ -409,6 +478,101 @@ def test_a_folder_appears_only_if_its_block_succeeds(tmp_path: Path) -> None:
     with pytest.raises(StorageError), new_folder(tmp_path / "made"):
         pass
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["whole"]
+
+
+# ---- one folder in the place of another
+
+
+def folder_of(path: Path, content: str) -> None:
+    with new_folder(path, replace=True) as aside:
+        (aside / content).touch()
+
+
+def killed_at_rename(number: int, work: Callable[[], object]) -> None:
+    """Do `work` in a child that dies just before its rename of that number."""
+
+    def dying(pipe: int) -> None:
+        honest, done = Path.rename, iter(range(number))
+
+        def rename(path: Path, target: Path) -> Path:
+            if next(done, None) is None:
+                os._exit(9)
+            return honest(path, target)
+
+        Path.rename = rename  # type: ignore[method-assign, assignment]
+        work()
+
+    child, pipe = children.fork(dying)
+    os.waitpid(child, 0)
+    os.close(pipe)
+
+
+def content_of(path: Path) -> list[str]:
+    return [file.name for file in path.iterdir()]
+
+
+def test_a_folder_is_replaced_whole_and_nothing_is_left(tmp_path: Path) -> None:
+    for content in ("one", "two", "three"):
+        folder_of(tmp_path / "made", content)
+        assert content_of(tmp_path / "made") == [content]
+    assert content_of(tmp_path) == ["made"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_kill_between_the_renames_loses_neither_the_old_nor_later_the_new(
+    number: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "here" / "made [1]*"
+    folder_of(path, "old")
+    killed_at_rename(number, lambda: folder_of(path, "new"))
+    assert path.exists() == (number == 0) and len(content_of(path.parent)) == 2
+    shutil.copytree(path.parent, tmp_path / "again")
+    sweep(path.parent)
+    assert content_of(path) == ["old"] and content_of(path.parent) == [path.name]
+    again = tmp_path / "again" / path.name
+    folder_of(again, "newer")  # without a sweep
+    assert content_of(again) == ["newer"]
+    assert not list(again.parent.glob("*.old"))
+
+
+def test_a_kill_after_the_renames_leaves_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    folder_of(path, "new")
+    (tmp_path / ".tmp-made-abc_1234.old").mkdir()
+    (tmp_path / ".tmp-made-abc_1234.old" / "old").touch()
+    sweep(tmp_path)
+    assert content_of(path) == ["new"] and content_of(tmp_path) == ["made"]
+
+
+def test_a_rename_that_fails_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "made"
+    folder_of(path, "old")
+    honest, tried = Path.rename, []
+
+    def failing(source: Path, target: Path) -> Path:
+        tried.append(target)
+        if len(tried) == 2:
+            raise OSError(5, "Input/output error")
+        return honest(source, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(StorageError, match="Input/output error"):
+        folder_of(path, "new")
+    assert content_of(path) == ["old"] and content_of(tmp_path) == ["made"]
+
+
+def test_a_file_or_a_link_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "mine").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with pytest.raises(StorageError, match="Not a directory"):
+            folder_of(tmp_path / name, "new")
+    assert sorted(content_of(tmp_path)) == ["file", "link", "real"]
+    assert content_of(tmp_path / "real") == ["mine"]
 
 
 # ---- killed at any moment

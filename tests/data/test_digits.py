@@ -27,6 +27,13 @@ def test_the_scans_are_those_of_scikit_learn() -> None:
     assert (source.images.min(), source.images.max()) == (-1, 1)
 
 
+def test_the_fingerprint_of_the_scans_is_a_constant() -> None:
+    assert DigitsSource().fingerprint == "1797 digits sha256:6f9e14f74b501153"
+    other = DigitsSource()
+    other.images = -other.images
+    assert other.fingerprint != DigitsSource().fingerprint
+
+
 def test_a_digit_is_never_mirrored() -> None:
     source = DigitsSource()
     assert torch.equal(source.load(3, True), source.load(3, False))

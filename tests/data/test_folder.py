@@ -1,6 +1,10 @@
 """A folder of images: how it is numbered, and a sentence for each folder that is none."""
 
+import logging
 import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,6 +137,89 @@ def test_more_classes_than_the_model_knows(images: Path, make_config) -> None:
     with pytest.raises(ConfigError, match=message):
         open_source(make_config(images, num_classes=2))
     assert len(open_source(make_config(images, num_classes=3))) == 22
+
+
+def test_fewer_classes_than_the_model_knows_are_told(
+    images: Path, make_config, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        open_source(make_config(images, num_classes=3))
+        assert not caplog.text
+        open_source(make_config(images, num_classes=5))
+    assert "samples of 3 classes, fewer than model.num_classes 5" in caplog.text
+
+
+# ---- what the images are, wherever they lie
+
+
+def fingerprint(folder: Path) -> str:
+    return opened(folder).fingerprint
+
+
+def test_a_fingerprint_is_that_of_the_images_not_of_their_place(
+    images: Path, tmp_path: Path
+) -> None:
+    before = fingerprint(images)
+    assert re.fullmatch("22 images sha256:[0-9a-f]{16}", before)
+    shutil.copytree(images, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*"):
+        os.utime(path, (0, 0))
+    (tmp_path / "copy" / "cat" / "notes.txt").write_text("no image")
+    assert fingerprint(tmp_path / "copy") == before
+    linked = tmp_path / "linked"
+    linked.symlink_to(images)
+    assert fingerprint(linked) == before
+    assert ImageFolderSource(images, channels=1, side=4).fingerprint == before
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "gone": lambda p: (p / "cat" / "6.png").unlink(),
+    "more": lambda p: shutil.copy(p / "cat" / "6.png", p / "cat" / "7.png"),
+    "renamed": lambda p: (p / "cat" / "6.png").rename(p / "cat" / "9.png"),
+    "another label": lambda p: (p / "cat" / "6.png").rename(p / "dog" / "9.png"),
+    "another size": lambda p: (p / "cat" / "6.png").write_bytes(b"12"),
+    "class renamed": lambda p: (p / "cat").rename(p / "cats"),
+    "swapped": lambda p: swap(p / "cat" / "5.png", p / "cat" / "6.png"),
+    "same size": lambda p: repaint(p / "cat" / "6.png"),
+}
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def repaint(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_images_have_another_fingerprint(change: str, images: Path) -> None:
+    before = fingerprint(images)
+    CHANGES[change](images)
+    assert fingerprint(images) != before
+
+
+def test_of_many_images_every_size_and_some_contents_count(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(1000):
+        (tmp_path / "a" / f"{number:04}.png").write_bytes(b"%04d" % number)
+    before = fingerprint(tmp_path)
+    (tmp_path / "a" / "0501.png").write_bytes(b"12345")
+    assert fingerprint(tmp_path) != before
+    (tmp_path / "a" / "0501.png").write_bytes(b"0501")
+    for number in range(400, 450):
+        (tmp_path / "a" / f"{number:04}.png").write_bytes(b"????")
+    assert fingerprint(tmp_path) != before
+
+
+def test_a_fingerprint_leaves_unreadable_images_to_their_reader(images: Path) -> None:
+    source = opened(images)
+    (images / "bird" / "0.png").unlink()
+    (images / "bird" / "1.png").unlink()
+    (images / "bird" / "1.png").symlink_to(images / "nowhere.png")
+    assert source.fingerprint.startswith("22 images")
 
 
 def test_channels_that_no_image_has(images: Path, make_config) -> None:

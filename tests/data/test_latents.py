@@ -1,7 +1,9 @@
 """Stored latents: mirror images, checks at the start and on reading, nothing pickled."""
 
+import logging
 import multiprocessing
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +186,67 @@ def test_latents_of_another_shape_than_the_models(make_latents, make_config) -> 
 
 def test_images_beside_latents_are_not_read(make_latents, make_config, images: Path) -> None:
     assert open_source(make_config(make_latents())).encoded
+
+
+def test_fewer_labels_than_the_model_knows_are_told(
+    make_latents, make_config, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        open_source(make_config(make_latents(), num_classes=3))
+        assert not caplog.text
+        open_source(make_config(make_latents(labels=np.array([0, 7, 7, 0, 7, 7]))))
+    assert "samples of 2 classes, fewer than model.num_classes 10" in caplog.text
+
+
+# ---- what the latents are, wherever they lie
+
+VALUES = np.random.default_rng(3).normal(size=PAIRS).astype(np.float32)
+OTHERS = {
+    "labels": {"labels": np.array([0, 1, 2, 0, 2, 1])},
+    "order": {"latents": VALUES[::-1].copy()},
+    "one value": {"latents": VALUES + np.float32(1e-4) * (VALUES[3, 1, 0, 2, 2] == VALUES)},
+    "dtype": {"latents": VALUES.astype(np.float64)},
+    "fewer": {"latents": VALUES[:5], "labels": np.arange(5) % 3},
+    "no mirror images": {"latents": VALUES[:, 0].copy()},
+}
+
+
+def test_a_fingerprint_is_that_of_the_latents_not_of_their_place_or_names(
+    make_latents, make_config, tmp_path: Path
+) -> None:
+    folder = make_latents(latents=VALUES)
+    before = open_source(make_config(folder)).fingerprint
+    assert re.fullmatch("6 latents sha256:[0-9a-f]{16}", before)
+    (folder / "classes.txt").write_text("bird\ncat\ndog\n", encoding="utf-8")
+    assert open_source(make_config(folder)).fingerprint == before
+    (tmp_path / "copy").mkdir()
+    for name in ("latents", "labels"):
+        (folder / f"{name}.npy").rename(tmp_path / "copy" / f"{name}.npy")
+    assert open_source(make_config(tmp_path / "copy", flip=True)).fingerprint == before
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_latents_have_another_fingerprint(name: str, make_latents, make_config) -> None:
+    before = open_source(make_config(make_latents(latents=VALUES))).fingerprint
+    assert open_source(
+        make_config(make_latents(**{"latents": VALUES} | OTHERS[name]))
+    ).fingerprint != (before)
+
+
+def test_of_many_latents_few_are_read(make_latents, make_config) -> None:
+    source = open_source(make_config(make_latents((5000, 1, 8, 8))))
+    read: list[int] = []
+
+    class Watched:
+        shape, dtype = (5000, 1, 8, 8), np.dtype(np.float32)
+
+        def __len__(self) -> int:
+            return 5000
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            read.append(index)
+            return np.zeros((1, 8, 8), np.float32)
+
+    source._array = Watched()
+    assert source.fingerprint.startswith("5000 latents")
+    assert (len(read), read[0], read[-1]) == (64, 0, 4999)

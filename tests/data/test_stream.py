@@ -253,6 +253,7 @@ class Three:
     """A source of its own: the first scans of the digits, held in memory."""
 
     class_names, shape, encoded = tuple("0123456789"), (1, 8, 8), False
+    fingerprint = "three digits"
 
     def __init__(self) -> None:
         digits = DigitsSource()

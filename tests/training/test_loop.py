@@ -20,6 +20,7 @@ from diffmoe.cli import main
 from diffmoe.config import SD_VAE, FolderData, RunConfig
 from diffmoe.errors import (
     ConfigError,
+    DataError,
     DiffMoEError,
     ExitCode,
     NonFiniteError,
@@ -80,8 +81,18 @@ def test_lines_are_means_over_their_window(tmp_path: Path) -> None:
     train(run_config(loop__log_every=4), tmp_path / "all", progress=False)
     each, (whole,) = lines(tmp_path / "each"), lines(tmp_path / "all")
     for name in ("loss", "mse", "predictor", "gradient_norm", "capacity/layer0"):
-        mean = sum(line[name] for line in each) / 4
-        assert whole[name] == pytest.approx(mean, rel=1e-6), name
+        known = [line[name] for line in each if line[name] is not None]
+        assert whole[name] == pytest.approx(sum(known) / len(known), rel=1e-6), name
+        assert len(known) == (3 if name == "capacity/layer0" else 4)
+
+
+def test_what_cannot_be_known_yet_is_null(tmp_path: Path) -> None:
+    train(run_config(loop__log_every=1, loop__steps=2), tmp_path, progress=False)
+    first, second = lines(tmp_path)  # thresholds are measured at the end of the first step
+    unknown = {name for name, value in first.items() if value is None}
+    assert {"capacity", "predictor_accuracy", "dead_experts/layer0"} <= unknown
+    assert not unknown & {"loss", "mse", "gradient_norm", "images_per_second"}
+    assert all(math.isfinite(value) for value in second.values())
 
 
 def test_shares_are_shares_and_expert_choice_has_capacity_one(tmp_path: Path) -> None:
@@ -101,6 +112,32 @@ def test_a_resume_drops_the_lines_it_will_write_again(tmp_path: Path) -> None:
     train(changed(config, {"loop.steps": 8}), tmp_path, progress=False)
     assert steps(tmp_path) == list(range(1, 9))
     assert all("mse" in line for line in lines(tmp_path))
+
+
+GARBAGE = b'\x00\xff\n[1]\n"text"\n{"loss": 1}\n{"step": "x"}\n' + b'{"a":' * 100_000 + b"\n"
+
+
+def test_damaged_metrics_cost_only_their_damaged_lines(tmp_path: Path) -> None:
+    train(run_config(), tmp_path, progress=False)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(GARBAGE + path.read_bytes() + GARBAGE)
+    train(run_config(loop__steps=6), tmp_path, progress=False)
+    assert steps(tmp_path) == [2, 4, 6]
+
+
+def test_a_full_disk_under_the_metrics_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Path.open
+
+    def full(path: Path, mode: str = "r", **others: Any) -> Any:
+        if mode == "a":
+            raise OSError(28, "No space left on device")
+        return honest(path, mode, **others)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StorageError, match=r"cannot write metrics\.jsonl \(No space left"):
+        train(run_config(), tmp_path, progress=False)
 
 
 def test_tensorboard_holds_the_same_values(tmp_path: Path) -> None:
@@ -311,6 +348,36 @@ def test_a_run_that_cannot_begin_leaves_no_trace(
     with pytest.raises(DiffMoEError):
         train(broken(tmp_path), tmp_path / "run", progress=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_at_the_start_leaves_no_trace(
+    workers: int, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    (tmp_path / "pictures" / "cat" / "one.png").write_bytes(b"no image")
+    data = FolderData(path=tmp_path / "pictures")
+    config = run_config(data=data, machine__workers=workers, model__num_classes=1)
+    with pytest.raises(DataError, match="image 0 cannot be read") as caught:
+        train(config, tmp_path / "run", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    del caught  # its traceback holds on to the loader
+
+
+def test_a_sample_that_cannot_be_read_harms_no_run_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*others: Any, **more: Any) -> Any:
+        raise DataError("image 3 cannot be read")
+        yield
+
+    train(run_config(), tmp_path, progress=False)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(loop, "stream", unreadable)
+    with pytest.raises(DataError, match="image 3 cannot be read"):
+        train(run_config(loop__steps=6), tmp_path, progress=False)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(

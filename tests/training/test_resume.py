@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from diffmoe.checkpoint import RunFolder, newest_checkpoint, read_part, write
-from diffmoe.config import RunConfig
+from diffmoe.checkpoint import RunFolder, load, newest_checkpoint, read_part, write
+from diffmoe.codec import Pixels
+from diffmoe.config import FolderData, RunConfig, to_yaml
 from diffmoe.errors import ConfigError, StorageError
-from diffmoe.training import train
+from diffmoe.model import DiT
+from diffmoe.training import state, train
 from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
 
 Tensors = dict[str, Tensor]
@@ -89,8 +92,22 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     config = run_config()
     before = until(config, tmp_path, 4)
     lines = (tmp_path / "metrics.jsonl").read_bytes()
-    assert not different(until(config, tmp_path, 4, 2), before)
+    assert not different(until(config, tmp_path, 4, 4), before)
     assert (tmp_path / "metrics.jsonl").read_bytes() == lines
+
+
+def files(path: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    config = run_config()
+    until(config, tmp_path, 4)
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match=r"loop\.steps 3 is less than the 4 steps") as caught:
+        until(config, tmp_path, 3)
+    assert "set --loop.steps 4 or more" in str(caught.value)
+    assert files(tmp_path) == before
 
 
 # ---- every item of the state counts: a resume without it is another run
@@ -184,23 +201,203 @@ def test_weights_alone_cannot_be_trained_on(tmp_path: Path) -> None:
         until(config, tmp_path, 8)
 
 
-def test_an_optimizer_state_with_a_gap_is_refused(tmp_path: Path) -> None:
+GAPS: dict[str, tuple[Callable[[Tensors], object], str]] = {
+    "one key": (lambda m: m.pop("final.weight/step"), r"lacks final\.weight/step"),
+    "two keys": (
+        lambda m: [m.pop(f"final.weight/{key}") for key in ("exp_avg", "step")],
+        r"lacks final\.weight/exp_avg",
+    ),
+    "shape": (
+        lambda m: m.update({"final.weight/exp_avg": torch.zeros(3)}),
+        r"has final\.weight/exp_avg as float32 \[3\], not as \[4, 16\]",
+    ),
+    "scalar": (
+        lambda m: m.update({"final.weight/step": torch.zeros(1)}),
+        r"has final\.weight/step as float32 \[1\], not as \[\]",
+    ),
+    "whole numbers": (
+        lambda m: m.update({"final.weight/step": torch.tensor(4)}),
+        r"has final\.weight/step as int64",
+    ),
+    "more keys": (
+        lambda m: m.update({"final.weight/more": torch.zeros(3)}),
+        r"has final\.weight/more",
+    ),
+    "more tensors": (
+        lambda m: m.update({"other.weight/step": torch.zeros(())}),
+        r"has 'other\.weight', which the model has not",
+    ),
+    "nothing": (lambda m: m.clear(), "holds no optimizer state"),
+}
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_an_optimizer_state_with_a_gap_is_refused(name: str, tmp_path: Path) -> None:
+    config, (gap, said) = run_config(), GAPS[name]
+    until(config, tmp_path, 4)
+    rewritten(tmp_path, lambda parts: gap(parts["optimizer"]) and None)
+    with pytest.raises(StorageError, match=said) as caught:
+        until(config, tmp_path, 8)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_parameter_that_never_had_a_gradient_is_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = state.build_model
+
+    def idle(*others: Any) -> DiT:
+        model = honest(*others)
+        model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+        return model
+
+    monkeypatch.setattr(state, "build_model", idle)
+    config = run_config()
+    straight = until(config, tmp_path / "straight", 8)
+    assert "model/idle" in straight and "optimizer/idle/step" not in straight
+    assert not different(until(config, tmp_path / "resumed", 4, 8), straight)
+
+
+def test_a_checkpoint_of_another_model_of_the_same_shapes_is_refused(tmp_path: Path) -> None:
     config = run_config()
     until(config, tmp_path, 4)
+    other = changed(config, {"model.heads": 4})
+    (tmp_path / "config.yaml").write_text(to_yaml(other))
+    with pytest.raises(StorageError, match=r"model\.heads is 2 there and 4 in config\.yaml"):
+        until(other, tmp_path, 8)
 
-    def lose(parts: dict[str, Tensors]) -> None:
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            del parts["optimizer"][f"final.weight/{key}"]
 
-    rewritten(tmp_path, lose)
-    with pytest.raises(StorageError, match=r"optimizer state lacks final\.weight"):
+# ---- what a run was trained on
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Grey images of 8 x 8 pixels in two classes."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for grey in range(6):
+            picture = Image.new("L", (8, 8), color=40 * grey)
+            picture.putpixel((grey, 1), 255 if name == "cat" else 7)
+            picture.save(tmp_path / "pictures" / name / f"{grey}.bmp")
+    return tmp_path / "pictures"
+
+
+def on(pictures: Path) -> RunConfig:
+    return run_config(data=FolderData(path=pictures), model__num_classes=2)
+
+
+def test_a_checkpoint_knows_its_codec_and_its_data(tmp_path: Path, pictures: Path) -> None:
+    until(on(pictures), tmp_path / "run", 2)
+    found = newest_checkpoint(RunFolder(tmp_path / "run").checkpoints)
+    assert found is not None
+    origin = found[1].trained_on
+    assert origin.keys() == {"codec", "data"} and origin["codec"] == "pixels"
+    assert origin["data"].startswith("12 images sha256:")
+    assert load(tmp_path / "run").trained_on == origin
+
+
+def test_data_may_move(tmp_path: Path, pictures: Path) -> None:
+    straight = until(on(pictures), tmp_path / "straight", 8)
+    until(on(pictures), tmp_path / "run", 4)
+    pictures.rename(tmp_path / "elsewhere")
+    assert not different(until(on(tmp_path / "elsewhere"), tmp_path / "run", 8), straight)
+
+
+def relabel(pictures: Path) -> None:
+    (pictures / "cat" / "5.bmp").rename(pictures / "dog" / "6.bmp")
+
+
+def repaint(pictures: Path) -> None:
+    Image.new("L", (8, 8), color=9).save(pictures / "cat" / "3.bmp")  # of the same size
+
+
+def take_away(pictures: Path) -> None:
+    (pictures / "dog" / "5.bmp").unlink()
+
+
+@pytest.mark.parametrize("change", [relabel, repaint, take_away])
+def test_other_data_at_the_same_place_are_refused_and_nothing_changes(
+    change: Callable[[Path], None], tmp_path: Path, pictures: Path
+) -> None:
+    until(on(pictures), tmp_path / "run", 4)
+    change(pictures)
+    before = files(tmp_path)
+    said = r"the data of this run changed from 12 images sha256:\w+ to 1[12] images sha256:\w+ — "
+    with pytest.raises(ConfigError, match=said) as caught:
+        until(on(pictures), tmp_path / "run", 8)
+    assert len(str(caught.value).splitlines()) == 1
+    assert files(tmp_path) == before
+
+
+def test_another_codec_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    until(run_config(), tmp_path, 4)
+    monkeypatch.setattr(Pixels, "identity", "finer pixels")
+    with pytest.raises(ConfigError, match="the codec of this run changed from pixels to finer"):
+        until(run_config(), tmp_path, 8)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_accepted(tmp_path: Path) -> None:
+    config = run_config()
+    straight = until(config, tmp_path / "straight", 8)
+    until(config, tmp_path / "resumed", 4)
+    rewritten(tmp_path / "resumed", lambda parts: None)
+    assert load(tmp_path / "resumed").trained_on == {}
+    assert not different(until(config, tmp_path / "resumed", 8), straight)
+    assert load(tmp_path / "resumed").trained_on.keys() == {"codec", "data"}
+
+
+# ---- a past that is lost
+
+
+def test_lost_checkpoints_are_not_taken_for_a_beginning(tmp_path: Path) -> None:
+    config = run_config()
+    until(config, tmp_path, 4)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = files(tmp_path)
+    with pytest.raises(StorageError, match="metrics up to step 4 but no checkpoint") as caught:
         until(config, tmp_path, 8)
+    assert "restore its checkpoints, or choose another --run" in str(caught.value)
+    assert files(tmp_path) == before
+
+
+def test_the_only_checkpoint_of_a_short_run_is_missed_too(tmp_path: Path) -> None:
+    config = run_config(loop__checkpoint_every=100)
+    until(config, tmp_path, 4)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(StorageError, match="metrics up to step 4 but no checkpoint"):
+        until(config, tmp_path, 8)
+
+
+@pytest.mark.parametrize("left", ["", '{"step": 2}\n{"step": 4}\n', "no metrics at all"])
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(left: str, tmp_path: Path) -> None:
+    config = run_config(loop__checkpoint_every=6, loop__steps=8)
+    straight = until(config, tmp_path / "straight", 8)
+    until(config, tmp_path / "killed", 8)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    (tmp_path / "killed" / "metrics.jsonl").write_text(left)
+    assert not different(until(config, tmp_path / "killed", 8), straight)
+    (tmp_path / "killed" / "metrics.jsonl").unlink()
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    assert not different(until(config, tmp_path / "killed", 8), straight)
+
+
+def test_a_checkpoint_set_aside_by_a_killed_job_is_gone_on_from(tmp_path: Path) -> None:
+    config = run_config()
+    straight = until(config, tmp_path / "straight", 8)
+    until(config, tmp_path / "killed", 4)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    shutil.rmtree(checkpoints / "step-00000002")
+    (checkpoints / "step-00000004").rename(checkpoints / ".tmp-step-00000004-abc_1234.old")
+    assert not different(until(config, tmp_path / "killed", 8), straight)
+
+
+# ---- another config
 
 
 def test_another_config_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     before = until(run_config(), tmp_path, 4)
-    content = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    content = files(tmp_path)
     with pytest.raises(ConfigError, match=r"training\.learning_rate 0\.003 -> 0\.1"):
         train(run_config(training__learning_rate=0.1), tmp_path, progress=False)
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == content
+    assert files(tmp_path) == content
     assert not different(newest_tensors(tmp_path), before)

@@ -1,6 +1,5 @@
 """Figures of a run; colours of Okabe and Ito, readable without colour vision."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffmoe.analysis.trace import CapacityTrace
-from diffmoe.checkpoint import write_file
+from diffmoe.checkpoint import read_metrics, write_file
 from diffmoe.errors import ConfigError
 from diffmoe.sampling import contact_sheet
 
@@ -66,12 +65,11 @@ def _names(axis: Axes, places: Any, names: list[str]) -> None:
 
 def loss_figure(metrics: Path, path: Path) -> Path:
     """Training loss by step, from a run's `metrics.jsonl`."""
-    whole = [text for text in metrics.read_text().splitlines() if text.endswith("}")]
-    lines = [json.loads(text) for text in whole]  # a kill may have cut the last one off
+    lines = read_metrics(metrics)
     axes = _axes("Training loss", "optimizer step", "loss (logarithmic)", height=4)
     terms = {"loss": ("total", _BLUE, "-"), "mse": ("mse, the denoising part", _ORANGE, "--")}
     for name, (label, colour, style) in terms.items():
-        known = {line["step"]: line[name] for line in lines if line.get(name) is not None}
+        known = {line["step"]: line[name] for line in lines if _is_drawable(line.get(name))}
         if known:
             style = style if len(known) > 1 else "o"
             axes.plot(known.keys(), known.values(), style, color=colour, label=label)
@@ -80,6 +78,11 @@ def loss_figure(metrics: Path, path: Path) -> Path:
         _logarithmic(axes, [float(v) for line in axes.lines for v in line.get_ydata()])
     _count_steps(axes)
     return _save(axes, path)
+
+
+def _is_drawable(value: float | None) -> bool:
+    """Whether a value can stand on an axis; a loss beyond these bounds has left every scale."""
+    return value is not None and (value == 0 or 1e-30 < abs(value) < 1e30)
 
 
 def _logarithmic(axes: Axes, values: list[float]) -> None:

@@ -1,26 +1,39 @@
 """A run folder: config, weights and full state, written whole or not at all, verified on load."""
 
-from diffmoe.checkpoint.files import new_folder, write_file, write_text
-from diffmoe.checkpoint.folder import LoadedRun, RunFolder, load, load_tensors
+from diffmoe.checkpoint.files import append_text, new_folder, write_file, write_text
+from diffmoe.checkpoint.folder import LoadedRun, RunFolder, load, load_tensors, refuse_foreign
+from diffmoe.checkpoint.metrics import read_metrics
 from diffmoe.checkpoint.released import to_ours, to_released
 from diffmoe.checkpoint.released_config import contradictions, infer_config
 from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
-from diffmoe.checkpoint.store import Manifest, newest_checkpoint, prune, read_part, verify, write
+from diffmoe.checkpoint.store import (
+    Manifest,
+    find_checkpoint,
+    newest_checkpoint,
+    prune,
+    read_part,
+    verify,
+    write,
+)
 
 __all__ = [
     "LoadedRun",
     "Manifest",
     "ReleasedFile",
     "RunFolder",
+    "append_text",
     "contradictions",
+    "find_checkpoint",
     "infer_config",
     "load",
     "load_tensors",
     "new_folder",
     "newest_checkpoint",
     "prune",
+    "read_metrics",
     "read_part",
     "read_released",
+    "refuse_foreign",
     "to_ours",
     "to_released",
     "verify",

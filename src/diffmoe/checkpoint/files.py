@@ -1,7 +1,9 @@
 """Files that appear whole or not at all: written aside, flushed, then renamed once."""
 
+import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,9 +14,21 @@ from safetensors import SafetensorError
 
 from diffmoe.errors import StorageError
 
-__all__ = ["digest", "flush", "new_folder", "storage_errors", "write_file", "write_text"]
+__all__ = [
+    "append_text",
+    "digest",
+    "flush",
+    "new_folder",
+    "remove_folder",
+    "storage_errors",
+    "sweep",
+    "write_file",
+    "write_text",
+]
 
 _BLOCK = 1 << 20
+_OLD = ".old"  # ends the name of a folder that waits until its successor stands
+_SET_ASIDE = re.compile(r"\.tmp-(.+)-[^-]+\.old")
 
 
 @contextmanager
@@ -65,11 +79,18 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda aside: aside.write_text(text))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to the end of a file."""
+    with storage_errors(path.name, path), path.open("a") as stream:
+        stream.write(text)
+
+
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `path` in one rename if the block succeeds.
 
-    With `replace`, a folder already at `path` is removed first; without, it is an error.
+    With `replace`, a folder already at `path` is removed once the new one stands in its place;
+    without, it is an error.
     """
     with storage_errors(path.name, path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,12 +101,65 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             for file in aside.rglob("*"):
                 flush(file)
             flush(aside)
-            if replace and path.exists():
-                shutil.rmtree(path)
-            aside.rename(path)
-            flush(path.parent)
+            if replace:
+                _exchange(aside, path)
+            else:
+                aside.rename(path)
+                flush(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(aside: Path, path: Path) -> None:
+    """Rename `aside` to `path`; what it replaces is renamed too and goes when that has worked."""
+    for old in sorted(path.parent.glob(f".tmp-{glob.escape(path.name)}-*{_OLD}")):
+        if _home_of(old) == path:
+            _settle(old, path)
+    old = aside.with_name(aside.name + _OLD)
+    if path.is_dir() and not path.is_symlink():
+        path.rename(old)
+    try:
+        aside.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _home_of(old: Path) -> Path | None:
+    """Where a folder stood that was set aside, or None for anything else."""
+    match = _SET_ASIDE.fullmatch(old.name)
+    return old.with_name(match[1]) if match else None
+
+
+def _settle(old: Path, home: Path) -> None:
+    """Put back a folder whose successor never came; remove it if the successor stands."""
+    if home.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(home)
+
+
+def sweep(parent: Path, name: str = "") -> None:
+    """Remove what an interrupted write of `name` (of anything) left; put back what it replaced."""
+    for path in sorted(parent.glob(f".tmp-{glob.escape(name)}*")):
+        home = _home_of(path)
+        if home is not None and path.is_dir():
+            _settle(path, home)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a kill in between leaves nothing that looks whole."""
+    aside = path.with_name(f".tmp-{path.name}-{os.urandom(4).hex()}")
+    with storage_errors(path.name, path):
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def digest(path: Path) -> str:

@@ -1,17 +1,18 @@
 """A run folder: one config, its checkpoints, its metrics and what is derived from them."""
 
 import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffmoe.checkpoint.files import storage_errors, write_text
-from diffmoe.checkpoint.store import Manifest, newest_checkpoint, read_part, sweep
+from diffmoe.checkpoint.files import storage_errors, sweep, write_text
+from diffmoe.checkpoint.store import Manifest, find_checkpoint, read_part
 from diffmoe.config import (
     RunConfig,
     from_dict,
@@ -20,9 +21,9 @@ from diffmoe.config import (
     to_yaml,
 )
 from diffmoe.errors import ConfigError, StorageError
-from diffmoe.model import DiT
+from diffmoe.model import DiT, empty_model
 
-__all__ = ["LoadedRun", "RunFolder", "load", "load_tensors"]
+__all__ = ["LoadedRun", "RunFolder", "load", "load_tensors", "refuse_foreign"]
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,55 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second job; the lock ends with the process."""
+        """Hold the folder against a second job, rid of what an interrupted one left.
+
+        The lock ends with the process. A folder that was made for it goes again if the block fails
+        before the folder is claimed.
+        """
         with storage_errors("to the run folder", self.path):
+            inner_first = (self.checkpoints, self.path, *self.path.parents)
+            absent = [path for path in inner_first if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = self._lock.open("w")
         with lock:
+            self._hold(lock.fileno())
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StorageError(
-                    "another job writes to this run",
-                    where=str(self.path),
-                    remedy="wait for it, or choose another --run",
-                ) from error
-            yield
+                self._tidy()
+                yield
+            except BaseException:
+                if not self.is_run:
+                    self._vanish(absent)
+                raise
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    def _hold(self, lock: int) -> None:
+        """Lock an open file; raises StorageError if another job holds it or has just removed it."""
+        with suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), self._lock.stat()):
+                return
+        raise StorageError(
+            "another job writes to this run",
+            where=str(self.path),
+            remedy="wait for it, or choose another --run",
+        )
+
+    def _tidy(self) -> None:
+        with storage_errors("to the run folder", self.path):
+            sweep(self.checkpoints)
+            for written in (self.config, self.metrics):  # a report may be at work beside this job
+                sweep(self.path, written.stem)
+
+    def _vanish(self, made: list[Path]) -> None:
+        """Remove the lock and the folders made with it, as far as nothing else is in them."""
+        with suppress(OSError):
+            self._lock.unlink(missing_ok=True)
+            for path in made:
+                if path.exists():
+                    path.rmdir()
 
     def refuse_another(self, config: RunConfig) -> None:
         """Raise ConfigError if this folder is the home of a run that is not `config`."""
@@ -85,13 +121,10 @@ class RunFolder:
             )
 
     def claim(self, config: RunConfig) -> None:
-        """Make this folder the home of `config`, rid of what an interrupted job left."""
+        """Make this folder the home of `config`."""
         self.refuse_another(config)
         with storage_errors("to the run folder", self.path):
             self.checkpoints.mkdir(exist_ok=True)
-        sweep(self.checkpoints)
-        for written in (self.config, self.metrics):  # a report may be at work beside this job
-            sweep(self.path, written.stem)
         write_text(self.config, to_yaml(config))
 
 
@@ -105,6 +138,7 @@ class LoadedRun:
     step: int
     weights: str  # `ema` or `raw`
     fingerprint: str  # sha256 of the weights file
+    trained_on: dict[str, str] = field(default_factory=dict)  # `codec` and `data`, where known
 
 
 def load(
@@ -112,10 +146,12 @@ def load(
     *,
     weights: Literal["ema", "raw"] = "ema",
     device: torch.device | str = "cpu",
+    step: int | None = None,
 ) -> LoadedRun:
-    """The newest sound checkpoint of a run, ready to sample from.
+    """The newest checkpoint of a run, or that of `step`, ready to sample from.
 
-    Raises StorageError when the folder is no run, has no checkpoint, or none that is sound.
+    Raises StorageError when the folder is no run, has no such checkpoint, or that one is damaged:
+    another one would be another model.
     """
     folder = RunFolder(Path(path))
     if not folder.is_run:
@@ -125,32 +161,45 @@ def load(
             remedy="give the folder of a training run, or train one: diffmoe train PRESET",
         )
     config = read_config(folder.config)
-    found = newest_checkpoint(folder.checkpoints)
+    found = find_checkpoint(folder.checkpoints, step)
     if found is None:
         raise StorageError(
             "the run has no checkpoint yet", where=str(path), remedy=f"diffmoe train {path}"
         )
     checkpoint, manifest = found
-    _refuse_strange(manifest, config, checkpoint)
+    refuse_foreign(manifest, config, checkpoint)
     part = {"ema": "ema", "raw": "model"}[weights]
-    with torch.device("meta"):
-        model = DiT(config.model)
-    model.to_empty(device="cpu")
-    load_tensors(model, read_part(checkpoint, part), where=str(checkpoint))
+    model = _read_model(config, checkpoint, part).to(device)
     fingerprint = str(manifest.files[f"{part}.safetensors"]["sha256"])
-    model.to(device).requires_grad_(False).eval()
-    return LoadedRun(folder, config, model, manifest.step, weights, fingerprint)
+    facts = (manifest.step, weights, fingerprint, manifest.trained_on)
+    return LoadedRun(folder, config, model, *facts)
 
 
-def _refuse_strange(manifest: Manifest, config: RunConfig, checkpoint: Path) -> None:
-    """Equal shapes do not make an equal model: the number of heads, say, leaves none."""
+def _read_model(config: RunConfig, checkpoint: Path, part: str) -> DiT:
+    """The model of one part of a checkpoint, frozen."""
+    model = empty_model(config.model)
+    load_tensors(model, read_part(checkpoint, part), where=str(checkpoint))
+    return model.requires_grad_(False).eval()
+
+
+def refuse_foreign(manifest: Manifest, config: RunConfig, checkpoint: Path) -> None:
+    """Raise StorageError if a checkpoint was written by a run that is not `config`.
+
+    Equal shapes do not make an equal model: the number of heads, say, leaves none.
+    """
     if not manifest.config:
         return
-    changed = identity_differences(from_dict(manifest.config, where=str(checkpoint)), config)
-    if changed:
-        name, (theirs, ours) = next(iter(changed.items()))
+    try:
+        theirs = from_dict(manifest.config, where=str(checkpoint))
+    except RecursionError as error:
         raise StorageError(
-            f"the checkpoint belongs to another model: {name} is {theirs} there and {ours} in"
+            "the config in the checkpoint's manifest is no config", where=str(checkpoint)
+        ) from error
+    changed = identity_differences(theirs, config)
+    if changed:
+        name, (there, here) = next(iter(changed.items()))
+        raise StorageError(
+            f"the checkpoint belongs to another model: {name} is {there} there and {here} in"
             " config.yaml",
             where=str(checkpoint),
             remedy="restore config.yaml or the checkpoint",
@@ -159,14 +208,30 @@ def _refuse_strange(manifest: Manifest, config: RunConfig, checkpoint: Path) -> 
 
 def load_tensors(model: torch.nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
     """Copy tensors into a model; raises StorageError naming what is missing, extra or misshapen."""
-    wanted = model.state_dict()
-    missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
-    wrong = {n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape}
-    for names, what in ((missing, "lacks"), (extra, "has unknown"), (wrong, "has misshapen")):
-        if names:
-            raise StorageError(
-                f"the checkpoint {what} {len(names)} tensors, among them {sorted(names)[0]}",
-                where=where,
-                remedy="it belongs to another model",
-            )
+    fault = _misfit(model.state_dict(), tensors)
+    if fault:
+        raise StorageError(fault, where=where, remedy="it belongs to another model")
     model.load_state_dict(tensors)
+
+
+def _misfit(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Why tensors do not fit a model, empty if they do."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing:
+        return f"the checkpoint lacks {_tensors(missing)}, e.g. {missing[0]}"
+    if extra:
+        return f"the checkpoint has {_tensors(extra)} that the model has not, e.g. {extra[0]}"
+    shapes = {n: (list(found[n].shape), list(wanted[n].shape)) for n in sorted(wanted)}
+    wrong = [name for name, (there, here) in shapes.items() if there != here]
+    if not wrong:
+        return ""
+    there, here = shapes[wrong[0]]
+    verb = "has" if len(wrong) == 1 else "have"
+    return (
+        f"{_tensors(wrong)} {verb} another shape than the model's, e.g. {wrong[0]} is {there} there"
+        f" and {here} here"
+    )
+
+
+def _tensors(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"

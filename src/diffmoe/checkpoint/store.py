@@ -3,10 +3,9 @@
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffmoe.checkpoint.files import digest, new_folder, write_text
+from diffmoe.checkpoint.files import digest, new_folder, remove_folder, write_text
 from diffmoe.errors import StorageError
 
-__all__ = ["Manifest", "newest_checkpoint", "prune", "read_part", "sweep", "verify", "write"]
+__all__ = [
+    "Manifest",
+    "find_checkpoint",
+    "newest_checkpoint",
+    "prune",
+    "read_part",
+    "verify",
+    "write",
+]
 
 _LOG = logging.getLogger(__name__)
 _SCHEMA = 1
 _MANIFEST = "manifest.json"
+_MOST = 10**15  # steps and samples that count as such, far inside 64 bits
 
 Parts = dict[str, dict[str, Tensor]]
 
@@ -40,10 +48,16 @@ class Manifest:
     config: dict[str, Any]  # the resolved config of the run
     tensors: dict[str, dict[str, list[Any]]]  # part -> tensor -> dtype, shape
     files: dict[str, dict[str, str | int]]  # name -> sha256, bytes
+    trained_on: dict[str, str] = field(default_factory=dict)  # `codec` and `data`, where known
 
 
 def write(
-    parent: Path, step: int, samples: int, parts: Parts, config: dict[str, Any] | None = None
+    parent: Path,
+    step: int,
+    samples: int,
+    parts: Parts,
+    config: dict[str, Any] | None = None,
+    trained_on: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `parts` as checkpoint `step` below `parent`; it appears by one rename or not at all."""
     path = parent / f"step-{step:08d}"
@@ -66,6 +80,7 @@ def write(
             config=config or {},
             tensors={name: _index(tensors) for name, tensors in parts.items()},
             files=files,
+            trained_on=dict(trained_on or {}),
         )
         write_text(aside / _MANIFEST, _text(manifest))
     return path
@@ -81,6 +96,8 @@ def _index(tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
 def _text(manifest: Manifest) -> str:
     """The manifest as JSON that ends with its own digest: it too can be damaged."""
     content = asdict(manifest)
+    if not manifest.trained_on:  # as in a manifest from before it was noted
+        del content["trained_on"]
     own = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": own}, indent=2) + "\n"
 
@@ -139,8 +156,10 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _is_plain(manifest: Manifest) -> bool:
     """Whether a manifest speaks of files of its own folder, with a digest for each."""
-    numbers = type(manifest.step) is int and type(manifest.samples) is int and manifest.step >= 0
-    return (numbers and isinstance(manifest.files, dict)) and all(
+    counts = (manifest.step, manifest.samples)
+    numbers = all(type(count) is int and 0 <= count < _MOST for count in counts)
+    records = isinstance(manifest.files, dict) and isinstance(manifest.trained_on, dict)
+    return (numbers and records) and all(
         Path(name).name == name and name not in ("", "..") and isinstance(facts["sha256"], str)
         for name, facts in manifest.files.items()
     )
@@ -157,7 +176,9 @@ def _sound(path: Path) -> Manifest | None:
 def newest_checkpoint(parent: Path) -> tuple[Path, Manifest] | None:
     """The sound checkpoint of the highest step, or None when there is no checkpoint at all.
 
-    Raises StorageError when checkpoints exist and none of them is sound.
+    Damaged ones are passed over with a warning, for a job that goes on from there; who wants a
+    certain state takes `find_checkpoint`. Raises StorageError when checkpoints exist and none of
+    them is sound.
     """
     folders = _by_step(parent)
     for path in reversed(folders):
@@ -165,24 +186,68 @@ def newest_checkpoint(parent: Path) -> tuple[Path, Manifest] | None:
         if manifest is not None:
             return path, manifest
     if folders:
-        raise StorageError(
-            f"none of the {len(folders)} checkpoints can be read",
-            where=str(parent),
-            remedy=_RESTORE,
-        )
+        raise _none_sound(folders, parent)
     return None
 
 
-def _by_step(parent: Path) -> list[Path]:
-    """Checkpoints by what their manifests say, not by name or date; the unreadable come first."""
+def _none_sound(folders: list[Path], parent: Path) -> StorageError:
+    what = f"none of the {len(folders)} checkpoints can be read"
+    if len(folders) == 1:
+        what = "the only checkpoint cannot be read"
+    return StorageError(what, where=str(parent), remedy="restore one or train a new run")
 
-    def step(path: Path) -> int:
+
+def find_checkpoint(parent: Path, step: int | None = None) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint, or that of `step`; None when there is no checkpoint at all.
+
+    Raises StorageError when it is not there or is damaged: no other one is taken in its place.
+    """
+    folders = _by_step(parent)
+    wanted = [path for path in folders if step in (None, _claimed_step(path))]
+    if not folders:
+        return None
+    if not wanted:
+        steps = ", ".join(str(_claimed_step(path)) for path in folders)
+        raise StorageError(
+            f"there is no checkpoint of step {step}",
+            where=str(parent),
+            remedy=f"use one of {steps}",
+        )
+    try:
+        return wanted[-1], verify(wanted[-1])
+    except StorageError as error:
+        raise _without(wanted[-1], folders, error) from error
+
+
+def _without(path: Path, folders: list[Path], error: StorageError) -> StorageError:
+    """The refusal of a damaged checkpoint, with the step of the newest that is sound."""
+    for other in reversed(folders):
         try:
-            return _read_manifest(path).step
+            sound = verify(other).step
         except StorageError:
-            return -1
+            continue
+        reason = str(error).partition(" — ")[0]
+        return StorageError(
+            f"checkpoint {path.name} cannot be used: {reason}",
+            where=str(path),
+            remedy=f"restore it, or move it away to use step {sound}, the newest that is sound (in"
+            f" Python: load(RUN, step={sound}))",
+        )
+    return _none_sound(folders, path.parent)
 
-    return sorted(parent.glob("step-*"), key=lambda path: (step(path), path.name))
+
+def _by_step(parent: Path) -> list[Path]:
+    """Checkpoints by what they say of themselves, not by date."""
+    return sorted(parent.glob("step-*"), key=lambda path: (_claimed_step(path), path.name))
+
+
+def _claimed_step(path: Path) -> int:
+    """The step of a checkpoint by its manifest, or by its name where that cannot be read."""
+    try:
+        return _read_manifest(path).step
+    except StorageError:
+        digits = path.name.removeprefix("step-")
+        return int(digits) if digits.isdecimal() else -1
 
 
 def read_part(path: Path, name: str) -> dict[str, Tensor]:
@@ -207,11 +272,10 @@ def prune(parent: Path, newest: Path, keep: int) -> None:
     A checkpoint of a later step is damaged, or the run would have gone on from it: it counts
     for nothing and is left for its owner to look at, as is one whose manifest cannot be read.
     """
-    older = _by_step(parent)
-    older = older[: older.index(newest)]
-    for path in older[: len(older) - keep + 1]:
-        if _is_readable(path):
-            shutil.rmtree(path)
+    readable = [path for path in _by_step(parent) if _is_readable(path)]
+    older = readable[: readable.index(newest)]
+    for path in older[: max(0, len(older) - keep + 1)]:
+        remove_folder(path)
 
 
 def _is_readable(path: Path) -> bool:
@@ -219,12 +283,3 @@ def _is_readable(path: Path) -> bool:
         return bool(_read_manifest(path))
     except StorageError:
         return False
-
-
-def sweep(parent: Path, name: str = "") -> None:
-    """Remove what an interrupted write of `name` (of anything) left behind."""
-    for path in parent.glob(f".tmp-{name}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 """scikit-learn's 1,797 scans of hand-written digits, and a split of them for classifiers."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffmoe.data.fingerprint import fingerprint
 from diffmoe.errors import ConfigError
 from diffmoe.randomness import permutation
 
@@ -28,6 +30,11 @@ class DigitsSource:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of labels and scans."""
+        return fingerprint("digits", self.labels, self.images.numpy().tobytes())
 
     def load(self, index: int, flip: bool) -> Float[Tensor, "1 8 8"]:
         """One scan; a mirrored digit is no digit, so `flip` changes nothing."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffmoe.data.fingerprint import fingerprint, spread
 from diffmoe.data.images import MODES, read_image
 from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["ImageFolderSource"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+HEAD = 1 << 16  # bytes of a sampled file that count in a fingerprint
 
 
 class ImageFolderSource:
@@ -39,6 +42,19 @@ class ImageFolderSource:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of labels, of all paths below the folder with their sizes, and of a few files.
+
+        A file that cannot be read counts as empty here: its error is due when it is a sample.
+        """
+        paths: list[bytes] = self._paths.tolist()
+        below = os.fsencode(self._folder)
+        sizes = [_size(below + b"/" + path) for path in paths]
+        few = (_head(self.path(index)) for index in spread(len(paths)))
+        known = (b"\0".join(paths), np.array(sizes, dtype="<i8").tobytes(), *few)
+        return fingerprint("images", self.labels, *known)
 
     def path(self, index: int) -> Path:
         """The file of an image."""
@@ -85,6 +101,21 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     """Whether a name is an image's and not a pipe's, which would block its reader for ever."""
     named = entry.name.lower().endswith(EXTENSIONS)
     return named and (entry.is_file() or entry.is_symlink())
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - making a Path costs more than the call
+    except OSError:
+        return 0
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
 
 
 def _check_classes(folder: Path, found: dict[str, list[str]]) -> None:

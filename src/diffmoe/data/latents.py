@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffmoe.data.fingerprint import fingerprint, spread
 from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["LATENTS", "LatentSource"]
@@ -43,6 +44,13 @@ class LatentSource:
     @cached_property
     def _array(self) -> np.ndarray:
         return _map(self._path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of labels, shape and dtype, and of a few latents; a name is no part of a class."""
+        array = self._array
+        few = (np.ascontiguousarray(array[index]).tobytes() for index in spread(len(array)))
+        return fingerprint("latents", self.labels, f"{array.shape} {array.dtype}".encode(), *few)
 
     def load(self, index: int, flip: bool) -> Float[Tensor, "C H W"]:
         """One latent, of the mirror image if `flip`; raises DataError if it is not usable."""

@@ -1,5 +1,6 @@
 """What a set of samples offers, and the set that a config names, checked against its model."""
 
+import logging
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +14,8 @@ from diffmoe.data.latents import LATENTS, LatentSource
 from diffmoe.errors import ConfigError
 
 __all__ = ["Source", "open_source"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -29,6 +32,10 @@ class Source(Protocol):
     encoded: bool  # samples are what the model sees; else images in [-1, 1], which a codec encodes
 
     def __len__(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the samples wherever they lie: equal ones stand for the same images and labels."""
 
     def load(self, index: int, flip: bool) -> Float[Tensor, "C H W"]:
         """One sample, mirrored if `flip`; raises DataError naming its file and index."""
@@ -77,13 +84,20 @@ def _image_channels(config: RunConfig) -> int:
 
 
 def _check_classes(source: Source, config: RunConfig) -> None:
-    """Raise ConfigError if the model knows fewer classes than the data have."""
+    """Raise ConfigError if the model knows fewer classes than the data have; warn if more."""
     classes, found = config.model.num_classes, len(source.class_names)
+    used = len(source.labels.unique())
     if found > classes:
         raise ConfigError(
             f"model.num_classes {classes} is less than the {found} classes of the data",
             where=str(getattr(config.data, "path", "")),
             remedy=f"set --model.num-classes {found}",
+        )
+    if used < classes:
+        _LOG.warning(
+            "the data have samples of %d classes, fewer than model.num_classes %d: the others"
+            " stay untrained",
+            *(used, classes),
         )
 
 

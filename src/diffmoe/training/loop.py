@@ -1,7 +1,6 @@
 """A config to a run folder: read, step, log, save, and go on where the last command stopped."""
 
 import itertools
-import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,10 +9,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from diffmoe.checkpoint import RunFolder, newest_checkpoint, prune, write
+from diffmoe.checkpoint import RunFolder, prune, write
 from diffmoe.codec import build_codec
 from diffmoe.config import RunConfig, to_dict
 from diffmoe.data import Batch, open_source, stream
@@ -21,12 +19,11 @@ from diffmoe.device import resolve_device
 from diffmoe.errors import NonFiniteError, StoppedError
 from diffmoe.objective import build_objective
 from diffmoe.training.metrics import MetricsFile, Window
-from diffmoe.training.state import TrainingState, new_state, restore, state_parts
+from diffmoe.training.resume import begin
+from diffmoe.training.state import TrainingState, state_parts
 from diffmoe.training.step import train_step
 
 __all__ = ["train"]
-
-_LOG = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunFolder:
@@ -39,26 +36,17 @@ def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunF
     folder = RunFolder(Path(path))
     folder.refuse_another(config)
     source, codec = open_source(config), build_codec(config.codec, device)
+    trained_on = {"codec": codec.identity, "data": source.fingerprint}
     with folder.locked():
-        state = _begin(config, folder, device)
+        state = begin(config, folder, trained_on, device)
         first = state.step * config.training.global_batch
         batches = stream(config, source, codec, first=first, device=device)
-        folder.claim(config)  # last: a config that cannot run leaves no trace
+        if state.step < config.loop.steps:
+            batches = itertools.chain([next(batches)], batches)
+        folder.claim(config)  # last: a run that cannot begin leaves no trace
         if state.step < config.loop.steps:
             _run(config, folder, state, batches, progress)
     return folder
-
-
-def _begin(config: RunConfig, folder: RunFolder, device: torch.device) -> TrainingState:
-    state = new_state(config, device)
-    found = newest_checkpoint(folder.checkpoints)
-    if found is not None:
-        checkpoint, manifest = found
-        restore(state, checkpoint, manifest.step)
-        _LOG.info("resuming %s at step %d", folder.path, manifest.step)
-    if config.machine.compile:
-        state.model.compile(fullgraph=True)
-    return state
 
 
 def _run(
@@ -69,6 +57,8 @@ def _run(
     progress: bool,
 ) -> None:
     objective = build_objective(config.objective)
+    if config.machine.compile:
+        state.model.compile(fullgraph=True)
     window = Window(len(state.model.moe_layers))
     metrics = closing(MetricsFile(folder.metrics, state.step))
     micro_steps = config.training.global_batch // config.micro_batch
@@ -108,7 +98,8 @@ def _run(
 def _save(config: RunConfig, folder: RunFolder, state: TrainingState, window: Window) -> None:
     _refuse_non_finite(window, folder, state.step)
     samples = state.step * config.training.global_batch
-    path = write(folder.checkpoints, state.step, samples, state_parts(state), to_dict(config))
+    parts = state_parts(state)
+    path = write(folder.checkpoints, state.step, samples, parts, to_dict(config), state.trained_on)
     prune(folder.checkpoints, path, config.loop.keep_checkpoints)
 
 

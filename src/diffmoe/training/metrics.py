@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffmoe.checkpoint import write_text
+from diffmoe.checkpoint import append_text, read_metrics, write_text
 from diffmoe.device import peak_memory
 from diffmoe.model import DiT
 
@@ -73,38 +73,23 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        kept = [line for line in _lines(path) if line["step"] <= step]
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._board = _tensorboard(path.parent / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step; NaN and infinity are written as null."""
-        plain: dict[str, Any] = {
-            name: value if math.isfinite(value) else None for name, value in values.items()
-        }
-        with self._path.open("a") as stream:
-            stream.write(json.dumps({"step": step, **plain}) + "\n")
+        known = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = {"step": step, **{name: known.get(name) for name in values}}
+        append_text(self._path, json.dumps(line) + "\n")
         if self._board is not None:
-            for name, value in values.items():
+            for name, value in known.items():
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write out what TensorBoard still holds."""
         if self._board is not None:
             self._board.close()
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a line cut off by a kill is dropped."""
-    if not path.exists():
-        return []
-    found = []
-    for text in path.read_text().splitlines():
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def _tensorboard(path: Path, step: int) -> Any:

@@ -1,0 +1,50 @@
+"""The lines of a `metrics.jsonl`, whatever has become of the file."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from diffmoe.errors import StorageError
+
+__all__ = ["read_metrics"]
+
+_LOG = logging.getLogger(__name__)
+_LARGEST = 2**63
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines in their order: a whole `step` each, numbers and None by name; [] without a file.
+
+    A line that is not so is passed over: a kill cuts the last one off, and a report is worth more
+    than a damaged line.
+    """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise StorageError(
+            f"cannot read the metrics ({error.strerror})", where=str(path)
+        ) from error
+    lines = [_line(text) for text in content.split(b"\n") if text]
+    sound = [line for line in lines if line is not None]
+    if len(sound) < len(lines):
+        _LOG.warning(
+            "%d of the %d lines of %s are damaged", len(lines) - len(sound), len(lines), path
+        )
+    return sound
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not all(map(_is_plain, line.values())):
+        return None
+    step = line.get("step")
+    return line if type(step) is int and step >= 0 else None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is one that a metric can have; a number too large for a float is none."""
+    return value is None or type(value) is float or (type(value) is int and abs(value) < _LARGEST)
