@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffmoe.config import BatchPool, Dense, ExpertChoice, ModelConfig, RouterConfig, TokenChoice
+from diffmoe.config import BatchPool, Dense, ExpertChoice, ModelConfig, RouterOptions, TokenChoice
 from diffmoe.model import DiT, MixtureOfExperts, RoutingPlan, build_model
 
 
@@ -33,7 +33,7 @@ ROUTED = {name: router for name, router in ROUTERS.items() if name != "dense"}
 TRAIN = RoutingPlan(selection="train")
 
 
-def config(router: RouterConfig | None = None, **changes: Any) -> ModelConfig:
+def config(router: RouterOptions | None = None, **changes: Any) -> ModelConfig:
     """4 tokens of width 8, two blocks, the second a mixture of experts."""
     base: dict[str, Any] = {
         "input_size": 4,
@@ -65,7 +65,7 @@ def stir(module: torch.nn.Module, seed: int = 0, scale: float = 0.4) -> None:
             parameter.data.copy_(scale * noise)
 
 
-def layer(router: RouterConfig, seed: int = 0, **changes: Any) -> MixtureOfExperts:
+def layer(router: RouterOptions, seed: int = 0, **changes: Any) -> MixtureOfExperts:
     """A float64 layer with random weights; a batch pool also with random thresholds."""
     made = MixtureOfExperts(config(router, **changes), 0).double()
     made.router.initialize(torch.Generator().manual_seed(seed))
@@ -73,11 +73,12 @@ def layer(router: RouterConfig, seed: int = 0, **changes: Any) -> MixtureOfExper
     if isinstance(router, BatchPool):
         made.router.threshold.copy_(0.3 + 0.4 * normals(router.num_experts, seed=seed).sigmoid())
         made.router.gate_threshold.copy_(0.5 * normals(router.num_experts, seed=seed).sigmoid())
+        made.router.threshold_updates.fill_(1)
     return made
 
 
 def model(
-    router: RouterConfig, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
+    router: RouterOptions, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
 ) -> DiT:
     """A DiT with random weights everywhere."""
     made = build_model(config(router, **changes), seed).to(dtype)

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 
 import tiny
-from diffmoe.config import DDPMConfig, RouterConfig, RunConfig, SamplingConfig
+from diffmoe.config import DDPMConfig, RouterOptions, RunConfig, SamplingConfig
 from diffmoe.model import DiT, RoutingPlan, build_model
 from diffmoe.presets import preset
 
 BASE = preset("digits-diffmoe")
 
 
-def config(router: RouterConfig | None = None, **sampling: Any) -> RunConfig:
+def config(router: RouterOptions | None = None, **sampling: Any) -> RunConfig:
     """The demo's run, or its DDPM twin where the sampler asks for one, with few steps."""
     model = BASE.model if router is None else replace(BASE.model, router=router)
     settings = SamplingConfig(**{"steps": 4, "guidance": 1.0, **sampling})

@@ -20,7 +20,7 @@ from diffmoe.config import (
     MachineConfig,
     ModelConfig,
     PixelCodec,
-    RouterConfig,
+    RouterOptions,
     RunConfig,
     SamplingConfig,
     TokenChoice,
@@ -57,7 +57,7 @@ def _imagenet(width: int, depth: int, heads: int) -> RunConfig:
     )
 
 
-def _routed(base: RunConfig, router: RouterConfig, pool_images: int = 1) -> RunConfig:
+def _routed(base: RunConfig, router: RouterOptions, pool_images: int = 1) -> RunConfig:
     return replace(base, model=replace(base.model, router=router, pool_images=pool_images))
 
 
@@ -251,7 +251,7 @@ PRESETS = _table()
 def preset(name: str) -> RunConfig:
     """The config of a preset; raises ConfigError naming the nearest when there is none."""
     if name not in PRESETS:
-        near = nearest(name, list(PRESETS))
+        near = nearest(name.lower(), list(PRESETS))
         hint = f"did you mean {near}?" if near else "see `diffmoe presets`"
         raise ConfigError(f"unknown preset {name!r}", remedy=hint)
     return PRESETS[name]()

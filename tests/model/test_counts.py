@@ -1,5 +1,6 @@
 """Parameter counts against the published ones, and the memory of a backward pass."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -118,10 +119,8 @@ def test_counts_of_a_model_that_is_there(name: str) -> None:
 # --- memory -------------------------------------------------------------------------------------
 
 
-def measured_bytes(router, images: int, recompute: bool) -> int:
+def kept_bytes(model: DiT, run: Callable[[], object]) -> int:
     """Bytes of the tensors kept for backward, counted on a real model."""
-    model = tiny.model(router, dtype=torch.float32, pool_images=2)
-    model.activation_checkpointing = recompute
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -130,11 +129,22 @@ def measured_bytes(router, images: int, recompute: bool) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    plan = replace(tiny.TRAIN, pool_of_image=tuple(image // 2 for image in range(images)))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        prediction = model(*tiny.batch(images, dtype=torch.float32), plan)
-    del prediction
+        output = run()
+    del output
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def measured_bytes(router, images: int, recompute: bool) -> int:
+    model = tiny.model(router, dtype=torch.float32, pool_images=2)
+    model.activation_checkpointing = recompute
+    plan = replace(tiny.TRAIN, pool_of_image=tuple(image // 2 for image in range(images)))
+    whole = kept_bytes(model, lambda: model(*tiny.batch(images, dtype=torch.float32), plan))
+    if not recompute:
+        return whole
+    tokens = torch.randn(images, 4, 8, requires_grad=True)
+    again = [kept_bytes(model, lambda b=b: b(tokens, tokens[:, 0], plan)) for b in model.blocks]
+    return whole + max(again)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -142,7 +152,7 @@ def measured_bytes(router, images: int, recompute: bool) -> int:
 def test_saved_bytes_are_those_of_a_real_run(router, recompute: bool) -> None:
     config = tiny.config(router, pool_images=2)
     found = saved_bytes(config, 4, torch.float32, recompute)
-    assert found == pytest.approx(measured_bytes(router, 4, recompute), rel=0.02)
+    assert found == pytest.approx(measured_bytes(router, 4, recompute), rel=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -152,7 +162,7 @@ def test_saved_bytes_grow_with_images_and_shrink_with_recomputation(router, dtyp
     sizes = [saved_bytes(config, images, dtype, recompute=False) for images in (16, 32, 64)]
     assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.02)
     assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.25)
-    assert saved_bytes(config, 32, dtype, recompute=True) < sizes[1] / 4
+    assert saved_bytes(config, 32, dtype, recompute=True) < sizes[1] / 1.8
 
 
 def test_bfloat16_needs_less() -> None:

@@ -1,5 +1,6 @@
 """The backbone: shapes, embeddings, recomputation, compilation, independence and memory."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from diffmoe.config import BatchPool
 from diffmoe.errors import ConfigError
-from diffmoe.model import DiT, Prediction, RoutingPlan, build_model
+from diffmoe.model import ROUTERS, BatchPoolRouter, DiT, Prediction, RoutingPlan, build_model
 from diffmoe.model.embed import LabelEmbedder, TimeEmbedder, position_table, unpatchify
 
 TOKEN = RoutingPlan(selection="token", policy="ema")
@@ -116,6 +118,47 @@ def test_times_near_each_other_stay_apart_in_bfloat16() -> None:
     embed = TimeEmbedder(8).bfloat16()
     one, two = embed(torch.tensor([998.0, 999.0]))
     assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("time", [998.7, 999.3, 0.001])
+def test_sinusoids_of_late_times_are_exact_in_float32(time: float) -> None:
+    """float32 angles would be 3e-5 off there, and so would be what the network sees."""
+    embed = TimeEmbedder(8)
+    low, high = embed, copy.deepcopy(embed).double()
+    t = torch.tensor([time])
+    torch.testing.assert_close(low(t).double(), high(t.double()), rtol=2e-6, atol=1e-6)
+
+
+def test_a_model_in_bfloat16_takes_float32_images_and_keeps_its_times_apart() -> None:
+    model = tiny.model(tiny.batch_pool(4), dtype=torch.bfloat16)
+    x, _, labels = tiny.batch(2, dtype=torch.float32)
+    plan = RoutingPlan(selection="image")
+    one, two = (
+        model(x, torch.full((2,), t), labels, plan).sample
+        for t in (0.5, torch.tensor(0.501).item())
+    )
+    assert one.dtype == torch.bfloat16 and not torch.equal(one, two)
+
+
+def test_a_router_sets_what_is_inside_of_it() -> None:
+    """Linear maps within a router are its own: nothing runs over them before or after."""
+
+    class Odd(BatchPoolRouter):
+        def __init__(self, config, layer: int) -> None:
+            super().__init__(config, layer)
+            self.plain = torch.nn.Linear(2, 3, bias=False)
+            self.register_buffer("left_alone", torch.full((3,), 7.0))
+
+        def initialize(self, generator: torch.Generator) -> None:
+            super().initialize(generator)
+            self.plain.weight.fill_(0.25)
+            self.predictor.output.bias.fill_(-1.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ROUTERS, BatchPool, Odd)
+        router = build_model(tiny.config(tiny.batch_pool(3)), seed=0).moe_layers[0].router
+    assert (router.plain.weight == 0.25).all() and (router.predictor.output.bias == -1).all()
+    assert not router.left_alone.any()  # zero, never what the memory held before
 
 
 def test_the_null_class_is_the_last_row() -> None:
@@ -251,6 +294,16 @@ def assert_compiled_equals_eager(router, backend: str) -> None:
         total_loss(model, fast).backward()
         for name, grad in gradients(model).items():
             torch.testing.assert_close(grad, wanted[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_plan_never_seen_before_compiles() -> None:
+    """Nothing of a plan is worked out in eager mode first, as training makes one each step."""
+    torch.compiler.reset()
+    model = tiny.model(tiny.batch_pool(4))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    first = compiled(*tiny.batch(4), replace(tiny.TRAIN, pool_of_image=(0, 0, 1, 1)))
+    again = model(*tiny.batch(4), replace(tiny.TRAIN, pool_of_image=(0, 0, 1, 1)))
+    torch.testing.assert_close(first.sample, again.sample, rtol=1e-10, atol=1e-10)
 
 
 @every_router

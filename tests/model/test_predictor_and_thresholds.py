@@ -170,6 +170,20 @@ def test_the_summary_is_made_of_the_statistics() -> None:
     assert other.router.summary(run(other, x, None)[1])["capacity"].item() == 2
 
 
+def test_before_the_first_update_nothing_is_judged() -> None:
+    """At thresholds that were never set every expert would seem to take every row."""
+    layer, x = tiny.layer(tiny.batch_pool(EXPERTS)), tiny.normals(4, TOKENS, WIDTH)
+    layer.router.threshold_updates.zero_()
+    statistics = run(layer, x, None)[1]
+    assert statistics["judged"].item() == 0 and not statistics["above"].any()
+    assert all(value.isnan() for value in layer.router.summary(statistics).values())
+    layer.router.update(statistics)
+    later = run(layer, x, None)[1]
+    both = {name: value + later[name] for name, value in statistics.items()}
+    one, two = layer.router.summary(later), layer.router.summary(both)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 # --- thresholds that mean nothing are refused ---------------------------------------------------
 
 EMA = {selection: RoutingPlan(selection=selection, policy="ema") for selection in ("token", "gate")}
@@ -184,11 +198,10 @@ FREE = [
 @pytest.mark.parametrize("plan", EMA.values(), ids=EMA.keys())
 def test_thresholds_never_measured_are_refused(plan: RoutingPlan) -> None:
     router = tiny.layer(tiny.batch_pool(EXPERTS)).router
-    with pytest.raises(ConfigError, match=r"layer 0 .* never measured"):
-        router.check(plan)
-    router.threshold_updates += 1
     router.check(plan)
     router.threshold_updates.zero_()
+    with pytest.raises(ConfigError, match=r"layer 0 .* never measured"):
+        router.check(plan)
     for free in FREE:
         router.check(free)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import oracle
 import tiny
-from diffmoe.config import BatchPool, ExpertChoice, RouterConfig, TokenChoice
+from diffmoe.config import BatchPool, ExpertChoice, RouterOptions, TokenChoice
 from diffmoe.errors import ConfigError
 from diffmoe.model import (
     Experts,
@@ -19,7 +19,8 @@ from diffmoe.model import (
     capacity_of_images,
     experts,
 )
-from diffmoe.model.experts import grouped_product
+from diffmoe.model.experts import grouped_linear
+from diffmoe.model.selection import _largest
 
 TOKENS, WIDTH = 4, 8
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -63,7 +64,7 @@ def rows_for(images: int, ties: bool = False) -> Tensor:
     return x.requires_grad_()
 
 
-def layer_for(router: RouterConfig, ties: bool = False) -> MixtureOfExperts:
+def layer_for(router: RouterOptions, ties: bool = False) -> MixtureOfExperts:
     made = tiny.layer(router)
     if ties:
         made.router.weight.data.mul_(4).round_().div_(4)
@@ -343,6 +344,7 @@ def padded(routing: Routing, extra: int) -> Routing:
         token=torch.cat([routing.token, routing.token.new_zeros(extra)]),
         gate=torch.cat([routing.gate, routing.gate.new_zeros(extra)]),
         rows_per_expert=None,
+        sizes=None,
     )
 
 
@@ -422,9 +424,8 @@ def hand_made(counts: list[int], rows: int, padding: int, dtype: torch.dtype) ->
         demand=None,
         pool=torch.zeros(rows, dtype=torch.long),
         quantile=None,
-        rows_per_expert=None,
     )
-    return padded(record, padding)
+    return padded(record, padding) if padding else replace(record, sizes=tuple(counts))
 
 
 def dispatched(width: int, record: Routing, dtype: torch.dtype, autocast: bool) -> list[Tensor]:
@@ -471,24 +472,109 @@ def test_the_grouped_kernel_agrees_with_the_loop(monkeypatch, dtype, padding, co
 
 def test_rows_after_the_last_group_give_zeros(monkeypatch) -> None:
     rows, weight, ends = torch.ones(7, 16), torch.ones(2, 16, 16), torch.tensor([2, 5])
-    loop = grouped_product(rows, weight, ends)
+    bias = torch.ones(2, 16)
+    loop = grouped_linear(rows, weight, bias, ends)
     monkeypatch.setattr(experts, "_grouped_mm_serves", lambda rows, weight: True)
-    for product in (loop, grouped_product(rows, weight, ends)):
-        assert product[:5].eq(16).all() and not product[5:].any()
+    for product in (loop, grouped_linear(rows, weight, bias, ends)):
+        assert product[:5].eq(17).all() and not product[5:].any()
 
 
-@pytest.mark.parametrize("number", [0, 5])
-def test_the_grouped_product_passes_gradcheck(number: int) -> None:
+def grouped_inputs(number: int, biased: bool) -> tuple[Tensor | None, ...]:
     rows = tiny.normals(number, 3).requires_grad_()
     weight = tiny.normals(2, 3, 4).requires_grad_()
-    ends = torch.tensor([number // 2, number])
-    assert torch.autograd.gradcheck(lambda r, w: grouped_product(r, w, ends), (rows, weight))
+    bias = tiny.normals(2, 4, seed=1).requires_grad_() if biased else None
+    return rows, weight, bias, torch.tensor([number // 2, number])
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("number", [0, 5, 40])
+def test_the_grouped_linear_passes_gradcheck(number: int, biased: bool) -> None:
+    for sizes in (None, [number // 2, number - number // 2]):
+        assert torch.autograd.gradcheck(
+            lambda *inputs, sizes=sizes: grouped_linear(*inputs, sizes),
+            grouped_inputs(number, biased),
+        )
+
+
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("number", [0, 5])
-def test_the_grouped_product_is_a_sound_operator(number: int) -> None:
+def test_the_grouped_linear_is_a_sound_operator(number: int, biased: bool) -> None:
     """Its schema, its shapes on fake tensors and its gradient formula agree."""
-    rows = tiny.normals(number, 3).requires_grad_()
-    weight = tiny.normals(2, 3, 4).requires_grad_()
-    ends = torch.tensor([number // 2, number])
-    torch.library.opcheck(grouped_product, (rows, weight, ends))
+    torch.library.opcheck(grouped_linear, grouped_inputs(number, biased))
+
+
+# --- a cap on what an image may take -----------------------------------------------------------
+
+
+def capped(selection: str, capacity: float | None) -> RoutingPlan:
+    return RoutingPlan(selection=selection, policy="ema", max_capacity=capacity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("selection", ["token", "gate"])
+@pytest.mark.parametrize("capacity", [0.25, 0.5, 1.0, 2.0, 3.0])
+def test_a_cap_drops_the_lowest_demand_of_an_image(selection: str, capacity: float, dtype) -> None:
+    layer, x = layer_for(tiny.batch_pool(3)).to(dtype), rows_for(5).detach().to(dtype)
+    free = layer(x, capped(selection, None))[1]
+    routing = layer(x, capped(selection, capacity))[1]
+    room = int(TOKENS * capacity)
+    score = free.affinity if free.demand is None else free.demand
+    taken = {(int(t), int(e)) for t, e in zip(free.token, free.expert, strict=True)}
+    kept, lost = set(), []
+    for image in range(5):
+        own = [pair for pair in taken if pair[0] // TOKENS == image]
+        best = sorted(own, key=lambda p: (-score[p].item(), p))
+        kept |= set(best[:room])
+        lost.append(max(0, len(own) - room))
+    valid = routing.valid
+    pairs = zip(routing.token[valid], routing.expert[valid], strict=True)
+    assert {(int(t), int(e)) for t, e in pairs} == kept
+    assert routing.dropped.tolist() == lost and sum(lost) == len(taken) - len(kept)
+    assert len(routing.token) == 5 * room and not routing.gate[~valid].any()
+    assert int(routing.count.sum()) == len(kept)
+
+
+@pytest.mark.parametrize("selection", ["token", "gate"])
+def test_a_wide_cap_changes_nothing(selection: str) -> None:
+    layer, x = layer_for(tiny.batch_pool(3)), rows_for(5)
+    output, _ = layer(x, capped(selection, None))
+    again, routing = layer(x, capped(selection, 3.0))
+    assert torch.equal(again, output) and not routing.dropped.any()
+    pairs = zip(gradients(layer, x, again), gradients(layer, x, output), strict=True)
+    for mine, wanted in pairs:
+        torch.testing.assert_close(mine, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("selection", ["token", "gate"])
+def test_under_a_cap_an_image_is_still_its_own(selection: str) -> None:
+    layer, x = layer_for(tiny.batch_pool(3)), rows_for(5).detach()
+    together, _ = layer(x, capped(selection, 0.75))
+    for image in range(5):
+        alone, _ = layer(x[image : image + 1], capped(selection, 0.75))
+        torch.testing.assert_close(alone[0], together[image], **EXACT)
+
+
+def test_a_cap_without_meaning_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no meaning in selection pool"):
+        RoutingPlan(selection="pool", policy="ema", max_capacity=1.0)
+    with pytest.raises(ConfigError, match="not positive"):
+        capped("token", 0.0)
+    with pytest.raises(ConfigError, match=r"leaves an image of 4 tokens no pair.*0\.25 or more"):
+        layer_for(tiny.batch_pool(3))(rows_for(2), capped("token", 0.2))
+
+
+# --- selection of the largest ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-42], ids=["usual", "huge", "denormal"])
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+def test_the_fast_selection_is_the_stable_sort(levels: int, scale: float) -> None:
+    """With ties, zeros of both signs, and negative numbers."""
+    generator = torch.Generator().manual_seed(levels)
+    drawn = torch.randint(-levels, levels + 1, (3, 4, 50), generator=generator)
+    values = drawn.to(torch.float32) * scale
+    values[..., ::7] *= -1.0  # -0.0 among them
+    for keep in (1, 7, 25, 50):
+        order = values.sort(dim=-1, descending=True, stable=True).indices
+        assert torch.equal(_largest(values, keep), order[..., :keep].sort(dim=-1).values)
+        assert torch.equal(_largest(values.double(), keep), _largest(values, keep))

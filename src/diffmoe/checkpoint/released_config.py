@@ -20,7 +20,7 @@ from diffmoe.config import (
     ModelConfig,
     ObjectiveConfig,
     PixelCodec,
-    RouterConfig,
+    RouterOptions,
     RunConfig,
     SamplingConfig,
     TokenChoice,
@@ -145,14 +145,14 @@ def _codec(channels: int) -> CodecConfig:
     return SD_VAE
 
 
-def _router(found: _Found, base: RunConfig | None) -> RouterConfig:
+def _router(found: _Found, base: RunConfig | None) -> RouterOptions:
     router = base.model.router if base else _paper_router(found)
     if isinstance(router, BatchPool) and found.decay is not None:
         return replace(router, threshold_decay=found.decay)
     return router
 
 
-def _paper_router(found: _Found) -> RouterConfig:
+def _paper_router(found: _Found) -> RouterOptions:
     experts = found.experts
     if found.kind == TokenChoice.kind:
         return TokenChoice(num_experts=experts, top_k=1, balance_weight=0.01)

@@ -1,13 +1,14 @@
 """What a run is: frozen records, their cross-checks and their text form."""
 
 from diffmoe.config.model import (
-    ROUTER_KINDS,
+    ROUTER_OPTIONS,
     BatchPool,
     Dense,
     ExpertChoice,
     ModelConfig,
-    RouterConfig,
+    RouterOptions,
     TokenChoice,
+    register_options,
 )
 from diffmoe.config.run import (
     SD_VAE,
@@ -39,7 +40,7 @@ from diffmoe.config.text import (
 
 __all__ = [
     "LEGAL_POLICIES",
-    "ROUTER_KINDS",
+    "ROUTER_OPTIONS",
     "SD_VAE",
     "AutoencoderCodec",
     "BatchPool",
@@ -56,7 +57,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "PixelCodec",
-    "RouterConfig",
+    "RouterOptions",
     "RunConfig",
     "SamplingConfig",
     "TokenChoice",
@@ -67,6 +68,7 @@ __all__ = [
     "identity_differences",
     "nearest",
     "read_config",
+    "register_options",
     "to_dict",
     "to_yaml",
 ]

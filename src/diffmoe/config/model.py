@@ -1,36 +1,48 @@
 """What defines a network: nothing here has a default."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import ClassVar
 
 from diffmoe.config.checks import check_at_least
 from diffmoe.errors import ConfigError
 
 __all__ = [
-    "ROUTER_KINDS",
+    "ROUTER_OPTIONS",
     "BatchPool",
     "Dense",
     "ExpertChoice",
     "ModelConfig",
-    "RouterConfig",
+    "RouterOptions",
     "TokenChoice",
+    "register_options",
 ]
 
 
+class RouterOptions:
+    """Options of one kind of router: a frozen dataclass with `kind` and `num_experts`."""
+
+    kind: ClassVar[str]  # its name in config.yaml
+    selections: ClassVar[tuple[str, ...]] = ()  # that it obeys while sampling; () = it has its own
+    num_experts: int  # E
+
+    def check(self, tokens: int, pool_images: int) -> None:
+        """Raise ConfigError if images of `tokens` tokens or pools of them do not fit."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(RouterOptions):
     """Every feed-forward layer is one dense FFN; there are no experts."""
 
     kind: ClassVar[str] = "dense"
-    num_experts: ClassVar[int] = 0
+    num_experts: ClassVar[int] = 0  # type: ignore[misc]
 
     def check(self, tokens: int, pool_images: int) -> None:
         """A dense layer fits any pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenChoice:
+class TokenChoice(RouterOptions):
     """Each token takes its best experts (TC-DiT), kept even by the Switch balance loss."""
 
     kind: ClassVar[str] = "token_choice"
@@ -50,7 +62,7 @@ class TokenChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertChoice:
+class ExpertChoice(RouterOptions):
     """Each expert takes its best tokens of every image (EC-DiT)."""
 
     kind: ClassVar[str] = "expert_choice"
@@ -71,10 +83,11 @@ class ExpertChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchPool:
+class BatchPool(RouterOptions):
     """Each expert takes its best tokens of a pool of images (DiffMoE, Sec. 3.2)."""
 
     kind: ClassVar[str] = "batch_pool"
+    selections: ClassVar[tuple[str, ...]] = ("token", "pool", "gate", "image")
     num_experts: int  # E
     capacity: float  # C_train, 1 = the work of one dense FFN
     predictor_weight: float  # weight of the capacity predictor's loss (Eq. 13)
@@ -99,8 +112,25 @@ class BatchPool:
             )
 
 
-RouterConfig = Dense | TokenChoice | ExpertChoice | BatchPool
-ROUTER_KINDS: tuple[type, ...] = (Dense, TokenChoice, ExpertChoice, BatchPool)
+ROUTER_OPTIONS: dict[str, type[RouterOptions]] = {
+    options.kind: options for options in (Dense, TokenChoice, ExpertChoice, BatchPool)
+}
+
+
+def register_options(options: type[RouterOptions]) -> None:
+    """Let configs carry `options` under its `kind`; raises ConfigError if another class has it."""
+    if not (is_dataclass(options) and issubclass(options, RouterOptions)):
+        raise ConfigError(
+            f"{options.__name__} cannot stand in a config",
+            remedy="make it a frozen dataclass that derives from RouterOptions",
+        )
+    other = ROUTER_OPTIONS.setdefault(options.kind, options)
+    if other.__qualname__ != options.__qualname__:
+        raise ConfigError(
+            f"router kind {options.kind!r} belongs to {other.__qualname__}",
+            remedy="give the new options a kind of their own",
+        )
+    ROUTER_OPTIONS[options.kind] = options  # a notebook defines a class again and again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +146,12 @@ class ModelConfig:
     heads: int  # attention heads
     mlp_ratio: int  # hidden width of a feed-forward layer / D
     num_classes: int  # classes; the null class of guidance is one more row of the table
-    router: RouterConfig  # who chooses which expert sees which token
+    router: RouterOptions  # who chooses which expert sees which token
     moe_period: int  # blocks moe_period - 1, 2 * moe_period - 1, ... are MoE; 2 in the paper
     pool_images: int  # images whose tokens compete for an expert in training
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        _check_sizes(self)
         if self.input_size % self.patch_size:
             lower = self.input_size // self.patch_size * self.patch_size
             legal = " or ".join(str(n) for n in (lower, lower + self.patch_size) if n)
@@ -171,17 +201,36 @@ class ModelConfig:
         return self.num_classes
 
 
-def _check_positive(config: ModelConfig) -> None:
+# Far beyond any network of this kind: a slip of the keyboard is told before memory runs out.
+_LARGEST = {
+    "input_size": 2**14,
+    "channels": 2**12,
+    "out_channels": 2**13,
+    "width": 2**16,
+    "depth": 2**10,
+    "mlp_ratio": 2**6,
+    "num_classes": 2**24,
+    "pool_images": 2**20,
+}
+_MOST_EXPERTS = 2**12
+
+
+def _check_sizes(config: ModelConfig) -> None:
     for name, value in vars(config).items():
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"model.{name} {value} is not positive", remedy="use 1 or more")
+        if name in _LARGEST and value > _LARGEST[name]:
+            raise ConfigError(
+                f"model.{name} {value} is larger than any network of this kind",
+                remedy=f"use {_LARGEST[name]} at most",
+            )
 
 
 def _check_experts(num_experts: int) -> None:
-    if num_experts < 1:
+    if not 1 <= num_experts <= _MOST_EXPERTS:
         raise ConfigError(
-            f"model.router.num_experts {num_experts} is not positive",
-            remedy="use 1 or more, or the dense router",
+            f"model.router.num_experts {num_experts} is not in 1..{_MOST_EXPERTS}",
+            remedy="use the dense router for a network without experts",
         )
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import cattrs
 import yaml
-from cattrs.strategies import configure_tagged_union
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from diffmoe.config.model import RouterConfig
+from diffmoe.config.model import ROUTER_OPTIONS, RouterOptions
 from diffmoe.config.run import (
     CodecConfig,
     DataConfig,
@@ -44,39 +44,42 @@ def _converter() -> cattrs.Converter:
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook(Path | None, lambda value, _: Path(value) if value else None)
     converter.register_unstructure_hook(Path | None, lambda value: str(value) if value else None)
-    for union in (RouterConfig, ObjectiveConfig, DataConfig, CodecConfig):
-        configure_tagged_union(union, converter, tag_name="kind", tag_generator=_kind_of)
-        _check_kind(converter, union)
+    for family in (RouterOptions, ObjectiveConfig, DataConfig, CodecConfig):
+        _tag(converter, family)
     return converter
 
 
-def _kind_of(member: Any) -> str:
-    return member.kind
+def _family(annotation: Any) -> dict[str, type]:
+    """The records that may stand where one is annotated, by kind."""
+    if annotation is RouterOptions:
+        return dict(ROUTER_OPTIONS)  # it grows with every router that is registered
+    return {member.kind: member for member in get_args(annotation)}
 
 
 class _WrongValueError(TypeError):
     """A value in a text is not of its field's type."""
 
 
-def _check_kind(converter: cattrs.Converter, union: Any) -> None:
-    """Have the member of a union named before it is read, for the sake of a clear message."""
-    read, kinds = (
-        converter.get_structure_hook(union),
-        [_kind_of(member) for member in get_args(union)],
-    )
+def _tag(converter: cattrs.Converter, family: Any) -> None:
+    """Write a record of a family with its `kind`, and read it back as the record of that kind."""
 
-    def checked(value: Any, annotation: Any) -> Any:
+    def written(value: Any) -> dict[str, Any]:
+        return {"kind": value.kind, **make_dict_unstructure_fn(type(value), converter)(value)}
+
+    def read(value: Any, _: Any) -> Any:
         if not isinstance(value, dict):
             raise _WrongValueError("a group of fields is expected")
-        kind = value.get("kind")
-        if kind not in kinds:
+        known, kind = _family(family), value.get("kind")
+        if kind not in known:
             what = f"there is no kind {kind!r}" if "kind" in value else "kind is missing"
-            near = nearest(str(kind), kinds)
-            remedy = f"did you mean {near}?" if near else f"use {' or '.join(kinds)}"
+            near = nearest(str(kind), list(known))
+            remedy = f"did you mean {near}?" if near else f"use {' or '.join(known)}"
             raise _WrongValueError(f"{what}, {remedy}")
-        return read(value, annotation)
+        rest = {key: item for key, item in value.items() if key != "kind"}
+        return make_dict_structure_fn(known[kind], converter)(rest, known[kind])
 
-    converter.register_structure_hook(union, checked)
+    converter.register_unstructure_hook(family, written)
+    converter.register_structure_hook(family, read)
 
 
 def _strictly(value: Any, kind: type) -> Any:
@@ -207,7 +210,7 @@ def read_config(path: Path) -> RunConfig:
         content = _UniqueKeys(path.read_text()).get_single_data()
     except OSError as error:
         raise StorageError(f"cannot read the config ({error.strerror})", where=str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         why = f" ({error})" if isinstance(error, _TwiceError) else ""
         raise ConfigError(f"the config is no YAML{why}", where=str(path)) from error
     return from_dict(content, where=str(path))
@@ -223,6 +226,8 @@ def _members(annotation: Any) -> Iterator[type]:
     """The dataclasses a type annotation admits."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
+    if annotation is RouterOptions:
+        annotation = Union[tuple(ROUTER_OPTIONS.values())]  # noqa: UP007
     candidates = (
         get_args(annotation)
         if get_origin(annotation) in (Union, types.UnionType)

@@ -6,14 +6,19 @@ from diffmoe.model.counts import (
     count_parameters,
     saved_bytes,
 )
-from diffmoe.model.dit import DiT, MixtureOfExperts, Prediction, build_model
+from diffmoe.model.dit import DiT, MixtureOfExperts, Prediction, build_model, empty_model
 from diffmoe.model.experts import Experts
-from diffmoe.model.routers import ROUTERS, Router
+from diffmoe.model.layers import linear_high
+from diffmoe.model.router import ROUTERS, Router, register_router
+from diffmoe.model.routers import BatchPoolRouter, ExpertChoiceRouter, TokenChoiceRouter
 from diffmoe.model.routing import Routing, RoutingPlan, capacity_of_images
+from diffmoe.model.selection import kth_largest, pairs_of_mask, pool_of_rows, top_pairs
 
 __all__ = [
     "ROUTERS",
+    "BatchPoolRouter",
     "DiT",
+    "ExpertChoiceRouter",
     "Experts",
     "MixtureOfExperts",
     "ParameterCounts",
@@ -21,9 +26,17 @@ __all__ = [
     "Router",
     "Routing",
     "RoutingPlan",
+    "TokenChoiceRouter",
     "activated_parameters",
     "build_model",
     "capacity_of_images",
     "count_parameters",
+    "empty_model",
+    "kth_largest",
+    "linear_high",
+    "pairs_of_mask",
+    "pool_of_rows",
+    "register_router",
     "saved_bytes",
+    "top_pairs",
 ]

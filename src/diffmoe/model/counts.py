@@ -1,5 +1,7 @@
 """What a network costs: parameters, activated parameters and memory, without building it."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,26 +54,41 @@ def activated_parameters(config: ModelConfig, capacity: float = 1.0) -> dict[str
 
 
 def saved_bytes(config: ModelConfig, images: int, dtype: torch.dtype, recompute: bool) -> int:
-    """Bytes kept for the backward pass of `images` images, from a run on fake tensors."""
-    seen: dict[int, torch.Tensor] = {}
-    with FakeTensorMode():
+    """Bytes kept for the backward pass of `images` images, from a run on fake tensors.
+
+    With `recompute`, what the largest block keeps while it is run again comes on top.
+    """
+    pools = tuple(image // config.pool_images for image in range(images))
+    plan = RoutingPlan(selection="train", pool_of_image=pools)
+    with FakeTensorMode(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         model = DiT(config)
         model.activation_checkpointing = recompute
-        weights = {id(parameter.untyped_storage()) for parameter in model.parameters()}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor.untyped_storage()) not in weights:
-                seen[id(tensor.untyped_storage())] = tensor
-            return tensor
-
         shape = (images, config.channels, config.input_size, config.input_size)
-        pools = tuple(image // config.pool_images for image in range(images))
-        plan = RoutingPlan(selection="train", pool_of_image=pools)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
-        ):
-            model(torch.empty(shape), torch.empty(images), torch.zeros(images).long(), plan)
+        x, labels = torch.empty(shape), torch.zeros(images).long()
+        kept = _kept(model, lambda: model(x, torch.empty(images), labels, plan))
+        if not recompute:
+            return kept
+        tokens = torch.empty(images, config.tokens, config.width, dtype=dtype)
+        vector = torch.empty(images, config.width)
+        kinds = {type(block.feed_forward): block for block in model.blocks}
+        run_again = [
+            _kept(model, functools.partial(block, tokens, vector, plan)) for block in kinds.values()
+        ]
+        return kept + max(run_again)
+
+
+def _kept(model: torch.nn.Module, run: Callable[[], object]) -> int:
+    """Bytes of the tensors that `run` saves for its backward pass, the weights apart."""
+    weights = {id(parameter.untyped_storage()) for parameter in model.parameters()}
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor.untyped_storage()) not in weights:
+            seen[id(tensor.untyped_storage())] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 

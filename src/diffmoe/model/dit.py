@@ -1,5 +1,6 @@
 """The diffusion transformer: patches, times and classes in, a prediction and its routing out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,10 @@ from diffmoe.model.embed import (
 )
 from diffmoe.model.experts import Experts
 from diffmoe.model.layers import Attention, FeedForward, Modulate, Modulation, modulated_norm
-from diffmoe.model.routers import ROUTERS, Router
+from diffmoe.model.router import ROUTERS, Router
 from diffmoe.model.routing import Routing, RoutingPlan
 
-__all__ = ["DiT", "MixtureOfExperts", "Prediction", "build_model"]
+__all__ = ["DiT", "MixtureOfExperts", "Prediction", "build_model", "empty_model"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class DiT(nn.Module):
     ) -> Prediction:
         """The network's raw output for noisy images `x_t` at network times `t`."""
         _check_geometry(x_t, self.config)
-        x = self.patches(x_t) + self.positions
+        x = self.patches(x_t.to(self.patches.weight.dtype)) + self.positions
         vector = self.times(t) + self.labels(condition)
         records = []
         for block in self.blocks:
@@ -127,13 +128,14 @@ class DiT(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """DiT's initialisation: xavier-uniform linears, zero biases, zero adaLN and output."""
-        for module in self.modules():
+        """DiT's initialisation: xavier-uniform linears, zero biases, zero adaLN and output.
+
+        Experts and routers set their own parameters and buffers.
+        """
+        for module in _outside_of_experts(self):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, (Experts, Router)):
-                module.initialize(generator)
         nn.init.xavier_uniform_(self.patches.weight.flatten(1), generator=generator)
         nn.init.zeros_(self.patches.bias)
         for weight in (self.times.fc1.weight, self.times.fc2.weight, self.labels.table.weight):
@@ -143,13 +145,31 @@ class DiT(nn.Module):
             nn.init.zeros_(zeroed.bias)
         side = self.config.input_size // self.config.patch_size
         self.positions.copy_(position_table(self.config.width, side))
+        for layer in self.moe_layers:
+            layer.experts.initialize(generator)
+            layer.router.initialize(generator)
+
+
+def _outside_of_experts(module: nn.Module) -> Iterator[nn.Module]:
+    yield module
+    for child in module.children():
+        if not isinstance(child, MixtureOfExperts):
+            yield from _outside_of_experts(child)
+
+
+def empty_model(config: ModelConfig) -> DiT:
+    """A network on the CPU whose parameters are still to be filled; its buffers are zero."""
+    with torch.device("meta"):
+        model = DiT(config)
+    model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.zero_()
+    return model
 
 
 def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> DiT:
     """A freshly initialised network; its weights depend on (config, seed) only."""
-    with torch.device("meta"):
-        model = DiT(config)
-    model.to_empty(device="cpu")
+    model = empty_model(config)
     model.initialize(torch.Generator().manual_seed(seed))
     return model.to(device)
 

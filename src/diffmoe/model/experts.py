@@ -5,15 +5,19 @@ a batched product when every expert has the same number of rows, a grouped produ
 No buffer is larger than the pairs themselves.
 """
 
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffmoe.model.layers import steady
+from diffmoe.model.layers import FEW_ROWS, steady
 from diffmoe.model.routing import Routing
 
-__all__ = ["Experts", "grouped_product"]
+__all__ = ["Experts", "grouped_linear"]
 
 _ALIGNMENT = 16  # bytes: grouped_mm wants rows that start on such a boundary
 
@@ -28,59 +32,101 @@ def _grouped_mm_serves(rows: Tensor, weight: Tensor) -> bool:
     return rows.dtype == torch.bfloat16 and torch.cuda.get_device_capability(rows.device) >= (9, 0)
 
 
-def _spans(ends: Tensor) -> list[tuple[int, int]]:
-    stops = ends.tolist()
+def _spans(ends: Tensor, sizes: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Start and end of each group; waits for the device unless the host has the sizes."""
+    stops = ends.tolist() if sizes is None else list(itertools.accumulate(sizes))
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-@torch.library.custom_op("diffmoe::grouped_product", mutates_args=())
-def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """`rows[a:b] @ weight[e]` for each group e of rows; rows after the last group give zeros.
+@torch.library.custom_op("diffmoe::grouped_linear", mutates_args=())
+def grouped_linear(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ends: Tensor,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """`rows[a:b] @ weight[e] + bias[e]` for each group e; rows after the last give zeros.
 
-    rows (N, K), weight (E, K, M), ends (E,) the exclusive end of each group; returns (N, M).
+    rows (N, K), weight (E, K, M), bias (E, M), ends (E,) the exclusive end of each group, sizes
+    their sizes on the host; returns (N, M).
     """
     if _grouped_mm_serves(rows, weight):
-        product = F.grouped_mm(rows, weight, offs=ends.to(torch.int32))
         index = torch.arange(rows.shape[0], device=rows.device)
+        product = F.grouped_mm(rows, weight, offs=ends.to(torch.int32))
+        if bias is not None:
+            group = torch.searchsorted(ends, index, right=True).clamp_max(ends.shape[0] - 1)
+            product += F.embedding(group, bias)
         return product.masked_fill_((index >= ends[-1])[:, None], 0)
-    spans = _spans(ends)
-    parts = [steady(m.__rmatmul__, rows[a:b]) for m, (a, b) in zip(weight, spans, strict=True)]
-    return torch.cat([*parts, rows.new_zeros(rows.shape[0] - spans[-1][1], weight.shape[2])])
+    output = rows.new_empty(rows.shape[0], weight.shape[2])
+    spans = _spans(ends, sizes)
+    for group, (start, stop) in enumerate(spans):
+        own = None if bias is None else bias[group]
+        _affine(rows[start:stop], weight[group], own, out=output[start:stop])
+    output[spans[-1][1] :] = 0
+    return output
+
+
+def _affine(rows: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
+    # One kernel adds the bias, whatever the rows: added later it would be rounded differently.
+    if len(rows) < FEW_ROWS:
+        out.copy_(steady(lambda many: F.linear(many, weight.t(), bias), rows))
+    elif bias is None:
+        torch.mm(rows, weight, out=out)
+    else:
+        torch.addmm(bias, rows, weight, out=out)
 
 
 @torch.library.custom_op("diffmoe::grouped_outer", mutates_args=())
-def _grouped_outer(rows: Tensor, grads: Tensor, ends: Tensor) -> Tensor:
-    """`rows[a:b].T @ grads[a:b]` for each group; (N, K), (N, M) -> (E, K, M)."""
-    product = rows.new_zeros(ends.shape[0], rows.shape[1], grads.shape[1])
-    for expert, (start, stop) in enumerate(_spans(ends)):
-        torch.mm(rows[start:stop].t(), grads[start:stop], out=product[expert])
-    return product
+def _grouped_outer(
+    rows: Tensor, grads: Tensor, ends: Tensor, sizes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """`rows[a:b].T @ grads[a:b]` and the sum of `grads[a:b]` for each group.
+
+    (N, K), (N, M) -> (E, K, M), (E, M)
+    """
+    product = rows.new_empty(ends.shape[0], rows.shape[1], grads.shape[1])
+    total = rows.new_empty(ends.shape[0], grads.shape[1])
+    for group, (start, stop) in enumerate(_spans(ends, sizes)):
+        torch.mm(rows[start:stop].t(), grads[start:stop], out=product[group])
+        torch.sum(grads[start:stop], dim=0, out=total[group])
+    return product, total
 
 
-@grouped_product.register_fake
-def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+@grouped_linear.register_fake
+def _(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ends: Tensor,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
     return rows.new_empty(rows.shape[0], weight.shape[2])
 
 
 @_grouped_outer.register_fake
-def _(rows: Tensor, grads: Tensor, ends: Tensor) -> Tensor:
-    return rows.new_empty(ends.shape[0], rows.shape[1], grads.shape[1])
+def _(
+    rows: Tensor, grads: Tensor, ends: Tensor, sizes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    experts, out = ends.shape[0], grads.shape[1]
+    return rows.new_empty(experts, rows.shape[1], out), rows.new_empty(experts, out)
 
 
-def _save(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor
-) -> None:
-    ctx.save_for_backward(*inputs)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    rows, weight, bias, ends, ctx.sizes = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(rows, weight, ends)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    rows, weight, ends = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (rows, weight, ends), sizes = ctx.saved_tensors, ctx.sizes
     grad = grad.contiguous()
-    to_rows = grouped_product(grad, weight.transpose(1, 2), ends)
-    return to_rows, _grouped_outer(rows, grad, ends), None
+    to_rows = grouped_linear(grad, weight.transpose(1, 2), None, ends, sizes)
+    to_weight, to_bias = _grouped_outer(rows, grad, ends, sizes)
+    return to_rows, to_weight, to_bias if ctx.has_bias else None, None, None
 
 
-grouped_product.register_autograd(_backward, setup_context=_save)
+grouped_linear.register_autograd(_backward, setup_context=_save)
 
 
 class Experts(nn.Module):
@@ -118,22 +164,16 @@ class Experts(nn.Module):
         return torch.baddbmm(self.bias2[:, None], hidden, self.weight2).flatten(0, 1)
 
     def _grouped(self, taken: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"]:
-        expert, ends = routing.expert, routing.count.cumsum(0)
-        hidden = F.gelu(
-            _grouped_linear(taken, self.weight1, self.bias1, expert, ends), approximate="tanh"
-        )
-        return _grouped_linear(hidden, self.weight2, self.bias2, expert, ends)
+        # A custom operator is opaque to autocast, so its arguments are cast here.
+        device = taken.device.type
+        low = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if low else taken.dtype
+        ends = routing.count.cumsum(0)
 
+        def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return grouped_linear(
+                x.to(dtype), weight.to(dtype), bias.to(dtype), ends, routing.sizes
+            )
 
-def _grouped_linear(
-    rows: Float[Tensor, "N K"],
-    weight: Float[Tensor, "E K M"],
-    bias: Float[Tensor, "E M"],
-    expert: Int[Tensor, "N"],
-    ends: Int[Tensor, "E"],
-) -> Float[Tensor, "N M"]:
-    # A custom operator is opaque to autocast, so its arguments are cast here.
-    device = rows.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
-    product = grouped_product(rows.to(dtype), weight.to(dtype), ends)
-    return product + F.embedding(expert, bias.to(dtype))
+        hidden = F.gelu(linear(taken, self.weight1, self.bias1), approximate="tanh")
+        return linear(hidden, self.weight2, self.bias2)

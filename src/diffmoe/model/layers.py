@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 __all__ = [
+    "FEW_ROWS",
     "Attention",
     "CapacityPredictor",
     "FeedForward",
@@ -19,7 +20,7 @@ __all__ = [
     "steady",
 ]
 
-_FEW_ROWS = 16
+FEW_ROWS = 16
 
 
 def steady(product: Callable[[Tensor], Tensor], rows: Float[Tensor, "N K"]) -> Float[Tensor, "N M"]:
@@ -28,7 +29,7 @@ def steady(product: Callable[[Tensor], Tensor], rows: Float[Tensor, "N K"]) -> F
     BLAS adds up one to three rows in another order than many: without this an image alone and
     the same image in a batch would differ in the last bits.
     """
-    missing = _FEW_ROWS - rows.shape[0]
+    missing = FEW_ROWS - rows.shape[0]
     if missing <= 0:
         return product(rows)
     return product(F.pad(rows, (0, 0, 0, missing)))[: rows.shape[0]]

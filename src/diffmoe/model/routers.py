@@ -1,24 +1,20 @@
-"""The routers: token choice, expert choice and the batch pool of DiffMoE.
-
-A router owns its losses and its state. A new one is a class below, or anywhere else, and one
-line in `ROUTERS`.
-"""
+"""The routers: token choice, expert choice and the batch pool of DiffMoE."""
 
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffmoe.config import BatchPool, ExpertChoice, ModelConfig, TokenChoice
 from diffmoe.errors import ConfigError
-from diffmoe.model.layers import CapacityPredictor, linear_high
-from diffmoe.model.routing import (
-    Routing,
-    RoutingPlan,
-    Selected,
+from diffmoe.model.layers import CapacityPredictor
+from diffmoe.model.router import Router, Statistics, number, register_router
+from diffmoe.model.routing import Routing, RoutingPlan
+from diffmoe.model.selection import (
     kth_largest,
+    padded_pairs,
     pairs_of_mask,
     pool_of_rows,
     smallest_gate,
@@ -26,60 +22,7 @@ from diffmoe.model.routing import (
     top_pairs,
 )
 
-__all__ = ["ROUTERS", "BatchPoolRouter", "ExpertChoiceRouter", "Router", "TokenChoiceRouter"]
-
-Statistics = dict[str, Tensor]
-
-
-class Router(nn.Module):
-    """Affinities of rows and experts, and what every router has in common."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.weight = nn.Parameter(torch.empty(config.router.num_experts, config.width))
-
-    def initialize(self, generator: torch.Generator) -> None:
-        """N(0, 0.006) weights."""
-        nn.init.normal_(self.weight, std=0.006, generator=generator)
-
-    def affinity(self, rows: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
-        """Softmax over the experts, without bias, in at least float32 (Eq. 4)."""
-        return linear_high(rows, self.weight).softmax(dim=-1)
-
-    def route(self, rows: Float[Tensor, "B T D"], plan: RoutingPlan) -> Routing:
-        """Which expert takes which rows."""
-        raise TypeError(f"{type(self).__name__} does not define route()")
-
-    def check(self, plan: RoutingPlan) -> None:
-        """Raise ConfigError if `plan` needs a state this router does not have."""
-
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """The weight of each term of `losses` in the training loss."""
-        return {}
-
-    def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """Auxiliary losses, unweighted scalars, a mean over pools."""
-        return {}
-
-    def statistics(self, routing: Routing) -> Statistics:
-        """Sums over this forward pass; they add up over micro-batches and ranks."""
-        return {"pairs": routing.count, "rows": routing.count.new_tensor(routing.rows)}
-
-    def update(self, statistics: Statistics) -> None:
-        """Advance the running state; called once per optimizer step."""
-
-    def summary(self, statistics: Statistics) -> dict[str, Tensor]:
-        """What to report of a sum of statistics: `capacity` and the share of `dead_experts`.
-
-        An expert is dead when it gets at most 1 % of an even share.
-        """
-        used = statistics.get("above", statistics["pairs"]).to(torch.float32)
-        return {
-            "capacity": used.sum() / statistics["rows"],
-            "dead_experts": (used <= 0.01 * used.mean()).to(torch.float32).mean(),
-        }
+__all__ = ["BatchPoolRouter", "ExpertChoiceRouter", "TokenChoiceRouter"]
 
 
 class TokenChoiceRouter(Router):
@@ -103,7 +46,6 @@ class TokenChoiceRouter(Router):
             demand=None,
             pool=pool_of_rows(plan.pools(rows.shape[0]), rows.shape[1], rows.device),
             quantile=None,
-            rows_per_expert=None,
         )
 
     @property
@@ -183,18 +125,23 @@ class BatchPoolRouter(Router):
         if plan.selection == "image" or plan.policy == "static":
             return _static(affinity, pools, self.options.capacity)
         demand = None if plan.selection == "gate" else self.predictor(rows)
-        mask = self._mask(affinity, demand, plan)
-        token, gate, count = pairs_of_mask(mask, affinity.flatten(0, 1))
-        return Routing(
-            token=token,
-            gate=gate,
-            count=count,
-            affinity=affinity.flatten(0, 1),
-            demand=None if demand is None else demand.flatten(0, 1),
-            pool=pool_of_rows(pools, rows.shape[1], rows.device),
-            quantile=None,
-            rows_per_expert=None,
-        )
+        wanted = self._wanted(affinity, demand, plan)
+        rest = {
+            "affinity": affinity.flatten(0, 1),
+            "demand": None if demand is None else demand.flatten(0, 1),
+            "pool": pool_of_rows(pools, rows.shape[1], rows.device),
+            "quantile": None,
+        }
+        if plan.max_capacity is not None:
+            score = affinity if demand is None else demand
+            padded = padded_pairs(wanted, score, affinity, plan.max_capacity)
+            token, gate, count, dropped = padded
+            return Routing(token=token, gate=gate, count=count, dropped=dropped, **rest)
+        mask = wanted.flatten(0, 1)
+        if plan.selection == "pool":
+            mask = top_mask(affinity, wanted, pools)
+        token, gate, count, sizes = pairs_of_mask(mask, affinity.flatten(0, 1))
+        return Routing(token=token, gate=gate, count=count, sizes=sizes, **rest)
 
     def check(self, plan: RoutingPlan) -> None:
         """Raise ConfigError if the plan wants tracked thresholds that were never measured."""
@@ -210,17 +157,13 @@ class BatchPoolRouter(Router):
                 remedy="train the model first, or use policy constant, or selection image",
             )
 
-    def _mask(
+    def _wanted(
         self, affinity: Tensor, demand: Tensor | None, plan: RoutingPlan
-    ) -> Bool[Tensor, "S E"]:
+    ) -> Bool[Tensor, "B T E"]:
+        """Which rows are above each expert's threshold."""
         tracked = self.gate_threshold if plan.selection == "gate" else self.threshold
         threshold = tracked if plan.thresholds is None else plan.thresholds[self.layer]
-        if demand is None:
-            return (affinity > threshold).flatten(0, 1)
-        wanted = demand.sigmoid() > threshold
-        if plan.selection == "token":
-            return wanted.flatten(0, 1)
-        return top_mask(affinity, wanted, plan.pools(affinity.shape[0]))
+        return (affinity if demand is None else demand.sigmoid()) > threshold
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -234,15 +177,21 @@ class BatchPoolRouter(Router):
 
     @torch.no_grad()
     def statistics(self, routing: Routing) -> Statistics:
-        """Also the sums of the quantiles of all pools, and how the tracked thresholds would do."""
+        """Also the sums of the quantiles of all pools, and how the tracked thresholds would do.
+
+        Before the first update there are none: no row is `judged` then.
+        """
         assert routing.demand is not None and routing.quantile is not None
+        known = self.threshold_updates > 0
         above = routing.demand.sigmoid() > self.threshold
+        right = (above == routing.chosen).sum()
         return super().statistics(routing) | {
-            "above": above.sum(dim=0),
-            "right": (above == routing.chosen).sum(),
+            "judged": number(routing.rows, routing.count) * known,
+            "above": above.sum(dim=0) * known,
+            "right": right * known,
             "quantile": routing.quantile.sum(dim=0),
             "gate_quantile": smallest_gate(routing, routing.quantile.shape[0]).sum(dim=0),
-            "pools": routing.count.new_tensor(routing.quantile.shape[0]),
+            "pools": number(routing.quantile.shape[0], routing.count),
         }
 
     @torch.no_grad()
@@ -259,7 +208,7 @@ class BatchPoolRouter(Router):
 
     def summary(self, statistics: Statistics) -> dict[str, Tensor]:
         """Capacity and dead experts at the tracked thresholds, and the predictor's accuracy."""
-        decisions = statistics["rows"] * self.options.num_experts
+        decisions = statistics["judged"] * self.options.num_experts
         return super().summary(statistics) | {"predictor_accuracy": statistics["right"] / decisions}
 
 
@@ -276,11 +225,11 @@ def _static(
     demand: Tensor | None = None,
     quantile: Tensor | None = None,
 ) -> Routing:
-    chosen: Selected = top_pairs(affinity, pools, capacity)
-    experts, each = chosen.token.shape
+    token, gate = top_pairs(affinity, pools, capacity)
+    experts, each = token.shape
     return Routing(
-        token=chosen.token.flatten(),
-        gate=chosen.gate.flatten(),
+        token=token.flatten(),
+        gate=gate.flatten(),
         count=torch.full((experts,), each, device=affinity.device),
         affinity=affinity.flatten(0, 1),
         demand=None if demand is None else demand.flatten(0, 1),
@@ -290,8 +239,6 @@ def _static(
     )
 
 
-ROUTERS: dict[type, type[Router]] = {
-    TokenChoice: TokenChoiceRouter,
-    ExpertChoice: ExpertChoiceRouter,
-    BatchPool: BatchPoolRouter,
-}
+register_router(TokenChoice, TokenChoiceRouter)
+register_router(ExpertChoice, ExpertChoiceRouter)
+register_router(BatchPool, BatchPoolRouter)

@@ -58,7 +58,7 @@ class DDPM:
         """The predicted noise and the learned variance."""
 
         def epsilon(x: Tensor, t: float | Tensor) -> FieldOutput:
-            prediction = model(x, spread(t, x).to(x.dtype), condition, plan)
+            prediction = model(x, spread(t, x).to(torch.float32), condition, plan)
             value, variance = prediction.sample.to(x.dtype).chunk(2, dim=1)
             return FieldOutput(value, variance, prediction.routing)
 

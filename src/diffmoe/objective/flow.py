@@ -75,6 +75,6 @@ class Flow:
     ) -> FieldOutput:
         released = self.config.convention == "released"
         seen = (1 - t if released else t) * self.config.time_scale
-        prediction = model(x_t, seen.to(x_t.dtype), condition, plan)
+        prediction = model(x_t, seen, condition, plan)
         answer = prediction.sample[:, : x_t.shape[1]].to(x_t.dtype)
         return FieldOutput(-answer if released else answer, None, prediction.routing)

@@ -88,8 +88,8 @@ class Objective(Protocol):
 
 
 def spread(t: float | Tensor, x: Tensor) -> Tensor:
-    """One time for each image of `x`."""
-    dtype = x.dtype if isinstance(t, float) else None
+    """One time for each image of `x`, in at least float32: bfloat16 would merge neighbours."""
+    dtype = torch.promote_types(x.dtype, torch.float32) if isinstance(t, float) else None
     return torch.as_tensor(t, dtype=dtype, device=x.device).expand(x.shape[0])
 
 
