@@ -5,12 +5,13 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from diffmoe.config import RunConfig, SamplingConfig, nearest
+from diffmoe.config import RunConfig, SamplingConfig, field_names, nearest
 from diffmoe.errors import ConfigError, DiffMoEError
 
 __all__ = [
@@ -26,7 +27,16 @@ Record = TypeVar("Record")
 
 _FLAT = tyro.conf.arg(name="")
 _PLACE = re.compile(r"^Error parsing (\S+): (.*)")
-_VALUE = re.compile(r"(?:with base 10: |string to float: |instantiated from |for arguments: )(.*)")
+_VALUE = re.compile(
+    r"(?:with base 10: |string to float: |instantiated from |arguments:? )(\[.*?\]|.*)"
+)
+_KIND = r" (\{None\}\|)?\[?((INT|FLOAT|STR|PATH)(?: \3)*)"
+
+# What to do where a kind of record lacks a field that another kind has.
+_INSTEAD = {
+    "digits": "digits are built in: for images of your own start from a preset whose data are a"
+    " folder, such as diffmoe-s-e16-flow",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +54,9 @@ class SampleCommand:
     """Draw images from a run: one for each label, each from its own seed."""
 
     settings: Annotated[SamplingConfig, _FLAT]
-    labels: tuple[int, ...] = ()  # classes; none = `count` images, all classes in turn
-    seeds: tuple[int, ...] = ()  # one for each label; none = 0, 1, 2, ...
-    count: int = 16  # images when no labels are given
+    labels: tuple[int, ...] = ()  # a class for each image; none = all in turn
+    seeds: tuple[int, ...] = ()  # a seed for each image; none = 0, 1, 2, ...
+    count: int | None = None  # images; None = as many as labels or seeds, 16 without either
     out: Path | None = None  # folder to write; None = below the run
     device: str = "auto"  # auto, cpu, cuda, ...
     quiet: bool = False  # no progress bar
@@ -104,6 +114,7 @@ def parse(record: type[Record], default: Record, words: Sequence[str], prog: str
             raise
         raise _mistake(stop, said.getvalue(), prog) from None
     if unknown:
+        _refuse_another_kind(unknown, default, prog)
         raise _unknown(unknown, list(_flags(default)), prog)
     return found
 
@@ -137,10 +148,11 @@ def _paragraphs(box: str) -> list[str]:
 def _wrong_value(flag: str, reason: str, helptext: list[str]) -> str:
     """`--flag takes KIND, not 'value'`, or the parser's own words where it gives no value."""
     value = _VALUE.search(reason.split(" Got errors")[0])
-    kind = re.search(rf"{re.escape(flag)} (\S+)", " ".join(helptext))
+    kind = re.search(re.escape(flag) + _KIND, " ".join(helptext))
     if not (value and kind):
         return f"{flag}: {reason}"
-    return f"{flag} takes {kind[1]}, not {value[1].strip('[]. ')}"
+    none = " or None" if kind[1] else ""
+    return f"{flag} takes {kind[2]}{none}, not {value[1].strip('[]. ')}"
 
 
 def _flags(record: Any, prefix: str = "--") -> Iterator[str]:
@@ -154,6 +166,21 @@ def _flags(record: Any, prefix: str = "--") -> Iterator[str]:
             yield prefix + name
         if isinstance(value, bool):
             yield f"{prefix}no-{name}"
+
+
+def _refuse_another_kind(words: list[str], default: Any, prog: str) -> None:
+    """Raise ConfigError for a flag of a config, but of records of another kind than this one's."""
+    elsewhere = field_names(RunConfig) if isinstance(default, TrainCommand) else {}
+    for flag in (word.split("=")[0] for word in words if word.startswith("-")):
+        name = flag.lstrip("-").replace("-", "_").replace(".no_", ".")
+        group, _, field = name.rpartition(".")
+        if name in elsewhere and group:
+            kind = attrgetter(group)(default.config).kind
+            lack = "is part of the preset" if field == "kind" else f"has no {field}"
+            raise ConfigError(
+                f"unknown flag {flag}: {group} is of kind {kind}, which {lack}",
+                remedy=_INSTEAD.get(kind, f"see {prog} --help"),
+            )
 
 
 def _unknown(words: list[str], known: list[str], prog: str) -> ConfigError:

@@ -1,10 +1,13 @@
 """The front door: one thin verb for each task."""
 
+import contextlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffmoe.arguments import (
     ConvertCommand,
@@ -14,9 +17,12 @@ from diffmoe.arguments import (
     TrainCommand,
     parse,
 )
-from diffmoe.config import RunConfig, SamplingConfig, read_config, to_yaml
+from diffmoe.config import RunConfig, read_config, to_yaml
 from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, StoppedError, StorageError
 from diffmoe.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from diffmoe.experiments import RunReport
 
 __all__ = ["main"]
 
@@ -25,7 +31,8 @@ def _train(words: list[str]) -> None:
     name, rest = _first(words, "train", "PRESET|RUN", TrainCommand)
     folder = Path(name)
     is_run = (folder / "config.yaml").is_file()
-    config = read_config(folder / "config.yaml") if is_run else preset(name)
+    is_preset = name in PRESETS or not folder.is_dir()
+    config = preset(name) if is_preset and not is_run else _config_of(name)
     default = TrainCommand(config=config, run=folder if is_run else Path("runs") / name)
     command = parse(TrainCommand, default, rest, f"diffmoe train {name}")
     if command.dry_run:
@@ -54,17 +61,17 @@ def _print_needs(config: RunConfig) -> None:
 
 def _sample(words: list[str]) -> None:
     name, rest = _first(words, "sample", "RUN", SampleCommand)
-    default = SampleCommand(settings=_settings_of(name))
+    config = _config_of(name)
+    default = SampleCommand(settings=config.sampling)
     command = parse(SampleCommand, default, rest, f"diffmoe sample {name}")
-    from diffmoe.experiments import sample
-    from diffmoe.sampling import balanced_labels
+    from diffmoe.experiments import request, sample
 
-    classes = read_config(Path(name) / "config.yaml").model.num_classes
-    labels = command.labels or balanced_labels(_positive(command.count), classes)
+    classes = config.model.num_classes
+    labels, seeds = request(command.labels, command.seeds, command.count, classes)
     path = sample(
         name,
         labels,
-        command.seeds or range(len(labels)),
+        seeds,
         settings=command.settings,
         out=command.out,
         device=command.device,
@@ -76,17 +83,17 @@ def _sample(words: list[str]) -> None:
 
 def _report(words: list[str]) -> None:
     name, rest = _first(words, "report", "RUN", ReportCommand)
-    default = ReportCommand(settings=_settings_of(name))
+    default = ReportCommand(settings=_config_of(name).sampling)
     command = parse(ReportCommand, default, rest, f"diffmoe report {name}")
     from diffmoe.experiments import report
 
     found = report(
         name,
-        count=_positive(command.count),
+        count=command.count,
         first_seed=command.seed,
         settings=command.settings,
         device=command.device,
-        command=" ".join(["diffmoe", "report", *words]),
+        command=shlex.join(["diffmoe", "report", *words]),
         progress=not command.quiet,
     )
     _print_report(found)
@@ -99,27 +106,16 @@ def _demo(words: list[str]) -> None:
     found = demo(
         command.run,
         steps=command.steps,
-        count=_positive(command.count),
+        count=command.count,
+        command=shlex.join(["diffmoe", "demo", *words]),
         progress=not command.quiet,
     )
     _print_report(found)
     print(f"next: diffmoe sample {command.run} --labels 3 3 7 --seeds 0 1 2")
 
 
-def _print_report(found) -> None:  # type: ignore[no-untyped-def]
-    if found.scores is not None:
-        scores = found.scores
-        print(
-            f"{scores.agreement:.1%} of {scores.samples} samples are read as the class asked for"
-            f" (the judge reads {scores.held_out_accuracy:.1%} of held-out real images right)"
-        )
-        print(
-            f"nearest training image: {scores.nearest_median:.3f} rms (real to real"
-            f" {scores.nearest_median_real:.3f}); {scores.copies:.1%} nearer than 99 % of real"
-        )
-        print(
-            f"Frechet distance {scores.frechet_distance:.3f}, average capacity {found.capacity:.3f}"
-        )
+def _print_report(found: "RunReport") -> None:
+    print("\n".join(found.findings))
     print(f"report: {found.page}")
     print(f"figures: {', '.join(str(path) for path in found.figures.values())}")
 
@@ -128,18 +124,15 @@ def _convert(words: list[str]) -> None:
     source, rest = _first(words, "convert", "FILE|RUN TARGET", ConvertCommand)
     target, rest = _first(rest, f"convert {source}", "TARGET", ConvertCommand)
     command = parse(ConvertCommand, ConvertCommand(), rest, "diffmoe convert FILE|RUN TARGET")
-    from diffmoe.experiments import export_run, import_released
+    from diffmoe.experiments import convert
 
-    if Path(source).is_dir():
-        done = export_run(Path(source), Path(target))
-    else:
-        done = import_released(
-            Path(source),
-            Path(target),
-            name=command.preset,
-            heads=command.heads,
-            objective=command.objective,
-        )
+    done = convert(
+        Path(source),
+        Path(target),
+        name=command.preset,
+        heads=command.heads,
+        objective=command.objective,
+    )
     left = f", left out: {', '.join(done.dropped)}" if done.dropped else ""
     print(f"{done.tensors} tensors of model and ema, bit for bit: {done.path}{left}")
 
@@ -203,7 +196,7 @@ def _first(words: list[str], verb: str, wanted: str, record: type) -> tuple[str,
     raise ConfigError(f"diffmoe {verb} needs {wanted}", remedy=f"see diffmoe {verb} --help")
 
 
-def _settings_of(run: str) -> SamplingConfig:
+def _config_of(run: str) -> RunConfig:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise StorageError(
@@ -211,17 +204,11 @@ def _settings_of(run: str) -> SamplingConfig:
             where=run,
             remedy="give the folder of a training run, or train one: diffmoe train PRESET",
         )
-    return read_config(path).sampling
-
-
-def _positive(count: int) -> int:
-    if count < 1:
-        raise ConfigError(f"count {count} is not positive", remedy="use 1 or more")
-    return count
+    return read_config(path)
 
 
 def _refuse_several_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
         raise DiffMoEError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but training runs in one process",
             remedy="start it without torchrun",
@@ -242,8 +229,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
     try:
         _verb(words[0])(words[1:])
+        sys.stdout.flush()  # a reader that is gone is noticed here, not when Python ends
     except DiffMoEError as error:
         return _fail(error, error.exit_code, debug)
+    except BrokenPipeError:
+        return _leave_quietly()
     except OSError as error:
         return _fail(error, ExitCode.STORAGE, debug)
     except KeyboardInterrupt:
@@ -252,6 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return ExitCode.DONE
+
+
+def _leave_quietly() -> ExitCode:
+    """The exit code when nobody reads the output: whoever closed it, `head` say, knows why."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.STORAGE
 
 
 def _verb(name: str) -> Callable[[list[str]], None]:

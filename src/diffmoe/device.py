@@ -1,6 +1,8 @@
 """Where tensors live: the one place that turns a device's name into a device."""
 
 import resource
+import sys
+import warnings
 
 import torch
 
@@ -8,15 +10,19 @@ from diffmoe.errors import ConfigError
 
 __all__ = ["peak_memory", "resolve_device"]
 
+_PEAK_UNIT = 1 if sys.platform == "darwin" else 2**10  # bytes of one unit of ru_maxrss
+
 
 def resolve_device(name: str) -> torch.device:
     """The device `name` means; `auto` is the first accelerator, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch is about to forget
+            device = torch.device(name)
+        (torch.ones(1, device=device) + 1).item()  # `meta` makes tensors and cannot compute
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(
             f"machine.device {name} cannot be used here",
             remedy="use auto or cpu, or install a torch build for this accelerator",
@@ -28,4 +34,4 @@ def peak_memory(device: torch.device) -> float:
     """Largest memory used so far, GiB: of the accelerator, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT / 2**30

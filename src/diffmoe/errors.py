@@ -45,7 +45,7 @@ class DataError(DiffMoEError):
 
 
 class NonFiniteError(DiffMoEError):
-    """Training met NaN or infinity and stopped."""
+    """Training or sampling met NaN or infinity and stopped."""
 
     exit_code = ExitCode.NON_FINITE
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from checkpoint.released_model import KINDS, BatchPool, ReleasedModel, randomized
 from diffmoe.checkpoint.released import to_ours, to_released
 from diffmoe.checkpoint.released_config import contradictions, infer_config
-from diffmoe.checkpoint.released_file import read_released, write_released
+from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
 from diffmoe.config import DDPMConfig, FlowConfig, PixelCodec, RunConfig
 from diffmoe.errors import ConfigError, ExitCode, StorageError
 from diffmoe.model import DiT, RoutingPlan
@@ -107,6 +107,23 @@ def test_ours_are_the_tensors_of_the_model(kind: str) -> None:
     assert {n: (t.shape, t.dtype) for n, t in wanted.items()} == {
         n: (t.shape, t.dtype) for n, t in found.items()
     }
+
+
+def test_what_a_file_cannot_hold_is_named() -> None:
+    """Buffers of ours whose value would not come back; of a converted model there are none."""
+    config = inferred(tensors("batch_pool"))
+    raw, averaged = (to_ours(tensors("batch_pool", seed), config) for seed in (1, 2))
+    assert ReleasedFile.of(raw, averaged, config).dropped == ()
+    router = "blocks.3.feed_forward.router."
+    averaged[router + "gate_threshold"] = averaged[router + "gate_threshold"] + 0.1
+    assert ReleasedFile.of(raw, averaged, config).dropped == ("gate_threshold",)
+    raw[router + "threshold_updates"] = torch.tensor(40)
+    file = ReleasedFile.of(raw, averaged, config)
+    assert file.dropped == ("gate_threshold", "threshold_updates")
+    assert identical(file.model, tensors("batch_pool", 1))
+    del raw[router + "threshold_updates"]
+    with pytest.raises(ConfigError, match="threshold_updates"):
+        ReleasedFile.of(raw, averaged, config)
 
 
 def test_raw_and_averaged_thresholds_are_both_kept_and_count_as_calibrated() -> None:

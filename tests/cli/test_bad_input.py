@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,11 +99,24 @@ TYPED: list[tuple[str, int, str]] = [
     ("train digits-diffmoe --training.learning-rate fast", 2, "--training.learning-rate takes"
         " FLOAT, not 'fast'"),
     ("train digits-diffmoe --machine.micro-batch many", 2, "--machine.micro-batch takes"
-        " {None}|INT, not 'many'"),
-    ("train digits-diffmoe --training.betas 0.9 x", 2, "--training.betas"),
+        " INT or None, not 'many'"),
+    ("train digits-diffmoe --training.betas 0.9 x", 2, "--training.betas takes FLOAT FLOAT, not"
+        " '0.9', 'x' — see"),
+    ("train digits-diffmoe --data.path photos", 2, "unknown flag --data.path: data is of kind"
+        " digits, which has no path — digits are built in: for images of your own start from a"
+        " preset whose data are a folder, such as diffmoe-s-e16-flow"),
+    ("train digits-diffmoe --data.no-flip", 2, "--data.no-flip: data is of kind digits"),
+    ("train digits-diffmoe --data.kind folder", 2, "data is of kind digits, which is part of the"
+        " preset — digits are built in"),
+    ("train digits-diffmoe --model.router.top-k=2", 2, "unknown flag --model.router.top-k:"
+        " model.router is of kind batch_pool, which has no top_k — see diffmoe train"),
     ("train digits-diffmoe --objective.time-sampling even", 2, "'--objective.time-sampling'."
         " Expected one of ('uniform', 'logit_normal')"),
-    ("sample run --labels three", 2, "--labels"),
+    ("sample run --labels three", 2, "--labels takes INT, not 'three' — see diffmoe sample run"),
+    ("sample run --labels 3 --seeds 1e3", 2, "--seeds takes INT, not '1e3' — see"),
+    ("sample run --seeds 0 1e3", 2, "--seeds takes INT, not '0', '1e3' — see"),
+    ("sample run --count 1e3", 2, "--count takes INT or None, not '1e3'"),
+    ("sample run --pool-images few", 2, "--pool-images takes INT or None, not 'few'"),
     ("sample run --sampling.batch 3", 2, "did you mean --batch?"),
     ("demo --steps 1 --run here --cuont 3", 2, "unknown flag --cuont — did you mean --count?"),
     # configs that cannot be
@@ -128,24 +143,45 @@ TYPED: list[tuple[str, int, str]] = [
     ("sample run --labels 3 --seeds -1", 2, "seed -1 is out of range — use 0..2^63 - 1"),
     (f"sample run --labels 3 --seeds {2**63}", 2, f"seed {2**63} is out of range"),
     ("sample run --labels 3 4 --seeds 0", 2, "2 labels and 1 seeds do not pair up"),
-    ("sample run --count 0", 2, "count 0 is not positive — use 1 or more"),
+    ("sample run --labels 3 4 --count 3", 2, "count 3 does not go with 2 labels — leave one"),
+    ("sample run --seeds 3 4 --count 3", 2, "count 3 does not go with 2 seeds — leave one"),
+    ("sample run --count 0", 2, "count 0 is not in [1, 1000000]"),
+    ("sample run --count 1000000000000", 2, "count 1000000000000 is not in [1, 1000000] — draw"),
+    ("sample run --steps 1000000000000", 2, "sampling.steps 1000000000000 is not in [1, 1000000]"),
+    ("sample run --batch 1000000000000", 2, "sampling.batch 1000000000000 is not in [1, 1000000]"),
+    ("sample run --guided-channels 2", 2, "sampling.guided_channels 2 is more than model.channels"),
+    ("sample run --labels 3 --device meta", 2, "machine.device meta cannot be used here"),
+    ("sample run --labels 3 --device xla", 2, "machine.device xla cannot be used here"),
+    ("sample run --labels 3 --device hpu", 2, "machine.device hpu cannot be used here"),
+    ("sample run --labels 3 --device opengl", 2, "machine.device opengl cannot be used here"),
+    ("train digits-diffmoe --machine.device meta", 2, "machine.device meta cannot be used here"),
+    ("train digits-dense --sampling.selection pool", 2, "sampling.selection pool would change"
+        " nothing: the router is dense — leave it at token"),
     ("sample run --steps 0", 2, "sampling.steps 0"),
     ("sample run --guidance nan", 2, "sampling.guidance nan"),
     ("sample run --sampler ancestral", 2, "sampling.sampler ancestral does not solve"),
     ("sample run --selection gate --policy static", 2, "sampling.policy static does not go"),
     ("sample run --labels 3 --device gpu", 2, "machine.device gpu cannot be used here"),
-    ("report run --count 0", 2, "count 0 is not positive"),
+    ("report run --count 0", 2, "count 0 is not in [1, 1000000]"),
+    ("report run --count 1", 2, "count 1 is too few for a report — use 2 or more"),
+    ("demo --run here --count 1", 2, "count 1 is too few for a report — use 2 or more"),
     ("report run --seed -4 --count 4", 2, "seed -4 is out of range"),
     ("report run --sampler ddim --count 4", 2, "sampling.sampler ddim does not solve"),
-    ("demo --count 0", 2, "count 0 is not positive"),
+    ("demo --count 0", 2, "count 0 is not in [1, 1000000]"),
     ("demo --steps 0", 2, "loop.steps 0"),
     # runs that are not there, or not this one
     ("sample nowhere", 5, "this folder is no run: it has no config.yaml — nowhere — "),
     ("report file", 5, "this folder is no run"),
+    ("train run/checkpoints", 5, "this folder is no run: it has no config.yaml — run/checkpoints"),
     ("convert nowhere made", 5, "there is no such checkpoint file — nowhere"),
     ("convert run file", 5, "the target exists — file"),
     ("convert file run", 5, "the target exists — run"),
-    ("convert file made --preset digits-difmoe", 5, "file"),
+    ("convert file made --preset digits-difmoe", 2, "unknown preset 'digits-difmoe'"),
+    ("convert run made --preset digits-diffmoe", 2, "preset cannot be chosen for a run"),
+    ("convert run made --heads 2 --objective flow", 2, "heads and objective cannot be chosen for a"
+        " run, which knows its own — run — leave out"),
+    ("convert run file/made", 5, "nothing can be written here (Not a directory) — file/made"),
+    ("convert . made", 5, "this folder is no run: it has no config.yaml — . — give"),
     ("train run --training.seed 5", 2, "the run folder holds another config: training.seed 0 -> 5"
         " — run — choose another --run"),
     ("train digits-dense --run run", 2, "the run folder holds another config: "),
@@ -155,9 +191,14 @@ TYPED: list[tuple[str, int, str]] = [
     ("train digits-diffmoe --run file/below", 5, "cannot write to the run folder (Not a directory)"
         " — file/below — check"),
     ("demo --run file/below", 5, "cannot write to the run folder (Not a directory)"),
-    ("sample run --labels 3 --quiet --out file", 5, "there is something else than samples — file"),
-    ("sample run --labels 3 --quiet --out file/below", 5, "cannot write below"),
-    ("sample run --labels 3 --quiet --out run", 5, "there is something else than samples — run"),
+    ("sample run --labels 3 --quiet --out file", 5, "file was not written by a sampling and would"
+        " be lost — file — choose another folder"),
+    ("sample run --labels 3 --quiet --out file/below", 5, "nothing can be written here (Not a"
+        " directory) — file/below — choose another place"),
+    ("sample run --labels 3 --quiet --out run", 5, ".lock was not written by a sampling"),
+    ("sample run --labels 3 --quiet --out .", 5, "file was not written by a sampling"),
+    ("sample run --labels 3 --quiet --out run/checkpoints", 5, "was not written by a sampling"),
+    ("sample run --labels 3 --quiet --out /proc/here", 5, "nothing can be written here"),
 ]  # fmt: skip
 
 
@@ -382,12 +423,13 @@ def test_an_unreadable_image_is_named_with_its_index(
     assert not list((home / "new").glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize("size", ["2", "several"])
 def test_several_processes_are_refused(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    size: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", size)
     code, sentence = refused("train digits-diffmoe", capsys)
-    assert code == 2 and "WORLD_SIZE is 2" in sentence
+    assert code == 2 and f"WORLD_SIZE is {size}" in sentence
     assert not (home / "runs").exists()
 
 
@@ -405,6 +447,42 @@ def test_an_error_of_the_system_is_one_sentence_too(
     monkeypatch.setattr("diffmoe.cli.preset", broken)
     code, sentence = refused("train digits-diffmoe", capsys)
     assert code == ExitCode.STORAGE and "Input/output error" in sentence
+
+
+def test_places_are_refused_before_anything_is_drawn(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(*_: object, **__: object) -> None:
+        raise AssertionError("minutes of work")
+
+    monkeypatch.setattr("diffmoe.experiments.draw.generate", drawn)
+    (home / "out").mkdir()
+    (home / "out" / "mine.txt").write_text("kept")
+    for place in ("file", "file/below", "run", ".", "out", "/proc/here"):
+        code, _ = refused(f"sample run --labels 3 --quiet --out {place}", capsys)
+        assert code == ExitCode.STORAGE
+    (home / "run" / "samples").write_text("in the way")
+    assert refused("sample run --labels 3 --quiet", capsys)[0] == ExitCode.STORAGE
+    with pytest.raises(AssertionError, match="minutes"):
+        main(["sample", "run", "--labels", "3", "--quiet", "--out", "new"])
+
+
+def test_tolerances_too_fine_for_dopri5_are_one_sentence(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "sample run --labels 3 --quiet --sampler dopri5 --rtol 1e-30 --atol 1e-30"
+    code, sentence = refused(words, capsys)
+    assert code == 2 and "sampling.rtol 1e-30 and sampling.atol 1e-30 are finer than" in sentence
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(home: Path) -> None:
+    """As `diffmoe presets | head -1`: the rest is written into a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "diffmoe", "presets", "digits-diffmoe"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (ExitCode.STORAGE, "")
 
 
 # ---- the table of exit codes

@@ -111,6 +111,35 @@ def test_samples_carry_the_stamp_that_says_how_to_make_them(
     assert stamp["sampling"]["steps"] == 3
 
 
+def test_there_are_as_many_images_as_seeds(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", str(trained), "--quiet", "--out", "made", "--seeds", "4", "9", "2"]
+    for more in ([], ["--count", "3"]):
+        assert said(capsys, *words, *more).startswith("3 images: made\n")
+        images = json.loads(Path("made", "samples.json").read_text())["images"]
+        assert [(one["label"], one["seed"]) for one in images] == [(0, 4), (1, 9), (2, 2)]
+
+
+def test_without_labels_and_seeds_there_are_sixteen(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, "sample", str(trained), "--quiet").startswith("16 images: ")
+
+
+def test_the_stamp_names_codec_data_and_the_images_of_a_pool(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", str(trained), "--count", "5", "--quiet", "--out", "made"]
+    said(capsys, *words, "--selection", "pool")
+    stamp = json.loads(Path("made", "samples.json").read_text())
+    assert stamp["trained_on"] == load(trained).trained_on
+    assert set(stamp["trained_on"]) == {"codec", "data"} and all(stamp["trained_on"].values())
+    assert stamp["decoder"] == "pixels" and stamp["pool_images"] == stamp["count"] == 5
+    said(capsys, *words)
+    assert json.loads(Path("made", "samples.json").read_text())["pool_images"] is None
+
+
 def test_the_same_command_writes_the_same_folder_below_the_run(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +187,18 @@ def test_a_released_file_becomes_a_run_and_comes_back_bit_for_bit(
         for key, tensor in wanted.items():
             assert back[name][key].dtype == tensor.dtype
             assert torch.equal(back[name][key], tensor)
+
+
+def test_a_run_as_a_released_file_names_what_the_file_cannot_hold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(run_config(objective__convention="released", objective__time_scale=1.0), "run",
+          progress=False)  # fmt: skip
+    out = said(capsys, "convert", "run", "back.pt")
+    assert out.endswith("back.pt, left out: optimizer, gate_threshold, threshold_updates\n")
+    said(capsys, "convert", "back.pt", "again", "--heads", "2", "--objective", "flow")
+    out = said(capsys, "convert", "again", "twice.pt")
+    assert out.endswith("twice.pt\n")  # it came from such a file: nothing is lost
 
 
 def test_a_converted_run_cannot_be_trained_on_silently(

@@ -1,13 +1,22 @@
 """What cannot run is refused in one sentence that names field, value and remedy."""
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 
-from diffmoe.config import LEGAL_POLICIES, DDPMConfig, FlowConfig, RunConfig, SamplingConfig
+from diffmoe.config import (
+    LEGAL_POLICIES,
+    SD_VAE,
+    BatchPool,
+    DDPMConfig,
+    FlowConfig,
+    RunConfig,
+    SamplingConfig,
+)
 from diffmoe.errors import ConfigError, ExitCode
-from diffmoe.presets import preset
+from diffmoe.presets import PRESETS, preset
 from runs import changed, run_config
 from tiny import ROUTERS
 
@@ -82,7 +91,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
             "weight_decay": (-0.1, NAN, INF),
             "warmup_steps": (-1,),
             "seed": (-1, 2**63),
-            "global_batch": (0,),
+            "global_batch": (0, 10**12),
         }.items()
         for value in values
     ],
@@ -90,15 +99,23 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"training.decay_steps": 2}, "training.decay_steps 2 ", "counted from the first"),
     # loop and machine
     *[
-        ({f"loop.{name}": 0}, f"loop.{name} 0", "1 or more")
+        ({f"loop.{name}": value}, f"loop.{name} {value}", "[1, 1000000000]")
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints")
+        for value in (0, 10**12)
     ],
-    ({"machine.workers": -1}, "machine.workers -1", "0 or more"),
+    ({"machine.workers": -1}, "machine.workers -1", "[0, 1024]"),
+    ({"machine.workers": 10**9}, "machine.workers 1000000000", "[0, 1024]"),
+    # codec
+    *[
+        ({"codec": SD_VAE, "codec.shift": value}, f"codec.shift {value}", "[-1000, 1000]")
+        for value in (NAN, INF)
+    ],
     # objectives
     ({"objective.logit_std": 0.0}, "objective.logit_std 0.0", ""),
     ({"objective.time_scale": -1.0}, "objective.time_scale -1.0", ""),
     ({"objective.logit_mean": NAN}, "objective.logit_mean nan", ""),
-    ({**ANCESTRAL, "objective.timesteps": 1}, "objective.timesteps 1", "2 or more"),
+    ({**ANCESTRAL, "objective.timesteps": 1}, "objective.timesteps 1", "[2, 1000000]"),
+    ({**ANCESTRAL, "objective.timesteps": 10**12}, "objective.timesteps 1000000000000", ""),
     ({**ANCESTRAL, "objective.beta_start": 0.0}, "objective.beta_start 0.0", "beta_start"),
     ({**ANCESTRAL, "objective.beta_end": 1.0}, "objective.beta_end 1.0", "< 1"),
     ({**ANCESTRAL, "model.out_channels": 1}, "model.out_channels 1 ", "use 2"),
@@ -113,9 +130,17 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for name in ("euler", "heun", "dopri5")
     ],
     # sampling
-    ({"sampling.steps": 0}, "sampling.steps 0", "1 or more"),
-    ({"sampling.batch": 0}, "sampling.batch 0", "1 or more"),
+    *[
+        ({f"sampling.{name}": value}, f"sampling.{name} {value}", "[1, 1000000]")
+        for name in ("steps", "batch")
+        for value in (0, 10**12)
+    ],
     ({"sampling.guided_channels": 0}, "sampling.guided_channels 0", "1 or more"),
+    (
+        {"sampling.guided_channels": 2},
+        "sampling.guided_channels 2 is more than model.channels 1",
+        "leave it out",
+    ),
     ({"sampling.guidance": NAN}, "sampling.guidance nan", "1.5"),
     ({"sampling.guidance": INF}, "sampling.guidance inf", "1.5"),
     ({"sampling.guidance": -1.0}, "sampling.guidance -1.0", "1.5"),
@@ -163,6 +188,60 @@ def test_a_config_that_cannot_run_is_refused(
     assert caught.value.exit_code is ExitCode.BAD_INPUT
 
 
+MEANINGLESS: list[tuple[dict[str, Any], str, str]] = [
+    *[
+        ({"sampling.selection": name}, f"sampling.selection {name} would change nothing", "token")
+        for name in ("pool", "gate", "image")
+    ],
+    (
+        {"sampling.policy": "constant", "sampling.gamma": 0.4},
+        "sampling.policy constant would change nothing",
+        "ema",
+    ),
+    (
+        {"sampling.selection": "pool", "sampling.pool_images": 2},
+        "sampling.selection pool would change nothing",
+        "token",
+    ),
+    (
+        {"sampling.guidance_pool": "joint"},
+        "sampling.guidance_pool joint would change nothing",
+        "separate",
+    ),
+]
+
+
+@pytest.mark.parametrize("router", ["dense", "token_choice", "expert_choice"])
+@pytest.mark.parametrize(("changes", "what", "default"), MEANINGLESS, ids=str)
+def test_a_setting_that_the_router_would_ignore_is_refused(
+    router: str, changes: dict[str, Any], what: str, default: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(run_config(router), changes)
+    assert f"{what}: the router is {router} — leave it at {default}" in str(caught.value)
+    assert isinstance(changed(run_config("batch_pool"), changes), RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(BatchPool):
+    """A router that knows one selection."""
+
+    kind: ClassVar[str] = "picky"
+    selections: ClassVar[tuple[str, ...]] = ("image",)
+
+
+def test_a_selection_that_the_router_does_not_know_is_refused() -> None:
+    picky = Picky(num_experts=4, capacity=1.0, predictor_weight=1.0, threshold_decay=0.95)
+    with pytest.raises(ConfigError, match=r"selection token is unknown .* picky .* use .*image"):
+        changed(run_config(), {"model.router": picky})
+    changed(run_config(), {"model.router": picky, "sampling.selection": "image"})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_goes_with_its_own_settings(name: str) -> None:
+    assert preset(name).sampling.selection == "token"
+
+
 @pytest.mark.parametrize("selection", [name for name in LEGAL_POLICIES if name != "train"])
 @pytest.mark.parametrize("policy", ["ema", "constant", "static"])
 def test_policies_go_with_the_selections_of_the_table(selection: str, policy: str) -> None:
@@ -182,6 +261,8 @@ def test_policies_go_with_the_selections_of_the_table(selection: str, policy: st
         {"machine.micro_batch": 16},
         {"sampling.guidance_start": 0.5, "sampling.guidance_end": 0.5},
         {"sampling.guidance": 0.0},
+        {"sampling.guided_channels": 1},
+        {"sampling.steps": 10**6, "sampling.batch": 10**6},
         {"sampling.selection": "pool", "sampling.pool_images": 2},
         {
             "sampling.selection": "pool",

@@ -89,7 +89,7 @@ def test_one_feature_is_a_matrix_too() -> None:
 
 
 def test_one_image_has_no_covariance() -> None:
-    with pytest.raises(ConfigError, match="1 images have no covariance"):
+    with pytest.raises(ConfigError, match="1 images are too few"):
         Moments.of(torch.zeros(1, 4))
 
 

@@ -1,5 +1,6 @@
 """An image depends on its seed, its label and the settings alone."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 import trained
 from diffmoe.codec import Pixels
 from diffmoe.config import SamplingConfig
-from diffmoe.errors import ConfigError
+from diffmoe.errors import ConfigError, NonFiniteError
 from diffmoe.objective import build_objective
 from diffmoe.randomness import normals
 from diffmoe.sampling import (
@@ -218,6 +219,35 @@ def test_settings_for_another_objective_are_refused(
     run = trained.config(sampler=trained_as)
     with pytest.raises(ConfigError, match=named):
         generate(trained.network(run), run, [1], [0], settings=SamplingConfig(**asked))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ancestral", "dopri5"])
+def test_an_image_that_is_no_number_is_refused(sampler: str) -> None:
+    """It would become a black picture."""
+    run = trained.config(sampler=sampler)
+    model = trained.network(run)
+    model.labels.table.weight[4] = torch.nan
+    generate(model, run, [3, 1], [0, 1])
+    told = "dopri5 met NaN" if sampler == "dopri5" else r"image 5 \(label 4, seed 7\) is not finite"
+    with pytest.raises(NonFiniteError, match=told) as caught:
+        generate(model, run, [3, 3, 1, 1, 0, 4, 4], [0, 1, 2, 3, 4, 7, 8])
+    assert caught.value.exit_code == 4
+
+
+def test_a_batch_too_large_for_the_device_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sys.modules["diffmoe.sampling.generate"], "_batch", full)
+    run = trained.config(batch=50)
+    with pytest.raises(ConfigError, match=r"sampling\.batch 50 is too large for the memory"):
+        generate(trained.network(run), run, [1], [0])
+
+
+@pytest.mark.parametrize("count", [-1, 0, 10**12])
+def test_a_count_of_images_is_bounded(count: int) -> None:
+    with pytest.raises(ConfigError, match=rf"count {count} is not in \[1, 1000000\]"):
+        balanced_labels(count, 10)
 
 
 def test_balanced_labels_give_every_class_its_turn() -> None:

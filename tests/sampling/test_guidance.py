@@ -9,9 +9,9 @@ from torch import Tensor
 
 import tiny
 import trained
-from diffmoe.config import SamplingConfig
+from diffmoe.config import FlowConfig, SamplingConfig
 from diffmoe.errors import ConfigError
-from diffmoe.objective import FieldOutput
+from diffmoe.objective import FieldOutput, Flow
 from diffmoe.sampling import Moment, generate, guided
 
 X = tiny.normals(3, 4, 2, 2)
@@ -62,6 +62,17 @@ def test_outside_its_interval_the_condition_alone_is_evaluated() -> None:
     assert branches == [1, 1, 2, 2, 2, 1, 1]
     assert fields.calls == ["both" if n == 2 else "conditional" for n in branches]
     assert torch.equal(field(X, 0.9).value, 2 * X + 0.9)
+
+
+@pytest.mark.parametrize("steps", [3, 7, 10, 49, 250])
+def test_a_time_of_the_grid_that_is_an_edge_up_to_rounding_lies_inside(steps: int) -> None:
+    grid = Flow(FlowConfig()).grid(steps).tolist()
+    for at, t in enumerate(grid[1:-1], start=1):
+        edge = round(1 - at / steps, 12)  # as it is typed
+        for interval in ({"guidance_start": edge}, {"guidance_end": edge}):
+            assert Fields().guided(guidance=3.0, **interval)(X, t).branches == 2
+    field = Fields().guided(guidance=3.0, guidance_start=0.5, guidance_end=0.5)
+    assert [field(X, 0.5 + d).branches for d in (-1e-8, -1e-10, 1e-10, 1e-8)] == [1, 2, 2, 1]
 
 
 def test_the_interval_is_a_fraction_of_the_objectives_time() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import tiny
 from diffmoe.config import DDPMConfig, FlowConfig, SamplingConfig
+from diffmoe.errors import ConfigError, NonFiniteError
 from diffmoe.objective import DDPM, FieldOutput, Flow, Schedule
 from diffmoe.sampling import Evaluation, build_solver
 from diffmoe.sampling.solvers import DDIM, Ancestral, Dopri5, euler, heun
@@ -73,6 +74,40 @@ def test_dopri5_ends_at_the_data_of_a_field_that_explodes_beyond() -> None:
     torch.testing.assert_close(end, NOISE - 1)
 
 
+def test_tolerances_that_dopri5_cannot_keep_are_one_sentence() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def rough(x: Tensor, t: float | Tensor) -> FieldOutput:
+        noise = torch.randn(x.shape, generator=generator)  # as rounding is, only larger
+        return FieldOutput(noise, None, ())
+
+    with pytest.raises(ConfigError, match=r"sampling\.rtol 1e-30 and sampling\.atol 1e-30 are fin"):
+        Dopri5(rtol=1e-30, atol=1e-30)(rough, NOISE.float(), FLOW.grid(1))
+
+
+def test_dopri5_takes_no_more_steps_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffmoe.sampling.solvers._MOST_STEPS", 5)
+    with pytest.raises(ConfigError, match="finer than dopri5 can keep"):
+        Dopri5(rtol=1e-9, atol=1e-9)(velocity, NOISE, FLOW.grid(1))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_field_that_is_not_finite_is_one_sentence(bad: float) -> None:
+    def field(x: Tensor, t: float | Tensor) -> FieldOutput:
+        return FieldOutput(torch.full_like(x, bad if float(t) < 0.5 else 1.0), None, ())
+
+    with pytest.raises(NonFiniteError, match="dopri5 met NaN or infinity"):
+        Dopri5(rtol=1e-3, atol=1e-6)(field, NOISE.float(), FLOW.grid(1))
+
+
+def test_an_assertion_of_the_field_is_not_explained_away() -> None:
+    def field(x: Tensor, t: float | Tensor) -> FieldOutput:
+        raise AssertionError("the field's own")
+
+    with pytest.raises(AssertionError, match="the field's own"):
+        Dopri5(rtol=1e-3, atol=1e-6)(field, NOISE, FLOW.grid(1))
+
+
 @pytest.mark.parametrize(
     ("solver", "steps", "evaluations"),
     [(euler, 5, [0, 1, 2, 3, 4]), (heun, 3, [0, 0, 1, 1, 2, 2])],
@@ -94,6 +129,10 @@ def test_dopri5_shows_its_evaluations_in_order() -> None:
     seen: list[Evaluation] = []
     Dopri5(rtol=1e-3, atol=1e-6)(velocity, NOISE, FLOW.grid(250), callback=seen.append)
     assert [one.step for one in seen] == list(range(len(seen))) and 7 < len(seen) < 200
+
+
+def still(x: Tensor, t: float | Tensor) -> FieldOutput:
+    return FieldOutput(torch.zeros_like(x), torch.zeros_like(x), ())
 
 
 # --- DDPM on normal data ------------------------------------------------------------------------
@@ -173,6 +212,13 @@ def test_ddim_with_all_of_its_noise_reaches_the_data() -> None:
     mean, variance = moments(DDIM(DDPM_1000.schedule, 1.0), DDPM_1000.grid(1000), (0.0, 1.0))
     assert mean == pytest.approx(DATA.mean, rel=1e-2)
     assert variance == pytest.approx(DATA.deviation**2, rel=0.03)
+
+
+def test_ddim_with_full_noise_is_finite_where_rounding_leaves_less_than_nothing() -> None:
+    process = DDPM(DDPMConfig(beta_end=0.5))
+    times = process.grid(7)[-3:]
+    end = DDIM(process.schedule, 1.0)(still, NOISE.float(), times, noise=draws_of(0))
+    assert end.isfinite().all()
 
 
 def test_ddim_without_noise_draws_none() -> None:

@@ -11,7 +11,7 @@ from diffmoe.config import FlowConfig, ModelConfig, RunConfig, TokenChoice, near
 from diffmoe.errors import ConfigError
 from diffmoe.model import DiT
 
-__all__ = ["to_ours", "to_released"]
+__all__ = ["to_ours", "to_released", "unsaid"]
 
 # Our names without `blocks.i.` and `.weight` or `.bias`, and theirs. `{}` is the number of an
 # expert: one released tensor for each, transposed to (in, out), makes one stacked tensor of ours.
@@ -98,6 +98,12 @@ def to_released(tensors: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
     _check(tensors, {entry.name: tuple(entry.like.shape) for entry in entries})
     parts = (entry.split(tensors[entry.name]) for entry in entries)
     return {name: part for split in parts for name, part in split.items()}
+
+
+def unsaid(tensors: Mapping[str, Tensor], config: RunConfig) -> list[str]:
+    """Names of the tensors that the released layout lacks and `to_ours` would not restore."""
+    apart = (entry for entry in _layout(config.model) if not entry.parts)
+    return [entry.name for entry in apart if not bool((tensors[entry.name] == entry.fill).all())]
 
 
 def _layout(config: ModelConfig) -> list[_Entry]:

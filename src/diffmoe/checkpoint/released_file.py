@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from diffmoe.checkpoint.files import write_file
+from diffmoe.checkpoint.released import to_released, unsaid
+from diffmoe.config import RunConfig
 from diffmoe.errors import StorageError
 
 __all__ = ["ReleasedFile", "read_released", "write_released"]
@@ -26,7 +28,16 @@ class ReleasedFile:
 
     model: dict[str, Tensor]  # the last weights
     ema: dict[str, Tensor]  # the averaged weights
-    dropped: tuple[str, ...]  # the file's other entries: opt, args
+    dropped: tuple[str, ...]  # left out: opt and args of a file, what it cannot say of a run
+
+    @classmethod
+    def of(
+        cls, model: Mapping[str, Tensor], ema: Mapping[str, Tensor], config: RunConfig
+    ) -> "ReleasedFile":
+        """The file of a run's tensors; what it drops are buffers that tell more than it can."""
+        raw, averaged = to_released(model, config), to_released(ema, config)
+        lost = {name.rpartition(".")[2] for part in (model, ema) for name in unsaid(part, config)}
+        return cls(raw, averaged, tuple(sorted(lost)))
 
 
 def read_released(path: Path) -> ReleasedFile:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from diffmoe.config.checks import check_at_least, check_positive, check_within
 from diffmoe.config.model import ModelConfig
-from diffmoe.config.sampling import SamplingConfig
+from diffmoe.config.sampling import SELECTING, SamplingConfig
 from diffmoe.errors import ConfigError
 
 __all__ = [
@@ -75,7 +75,7 @@ class DDPMConfig:
     variational_weight: float = 1.0  # weight of the variational bound in the hybrid loss
 
     def __post_init__(self) -> None:
-        check_at_least(2, "objective", self, "timesteps")
+        check_within(2, 10**6, "objective", self, "timesteps")
         check_at_least(0, "objective", self, "variational_weight")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ConfigError(
@@ -131,6 +131,7 @@ class AutoencoderCodec:
 
     def __post_init__(self) -> None:
         check_positive("codec", self, "factor", "scale")
+        check_within(-1000, 1000, "codec", self, "shift")
 
 
 CodecConfig = PixelCodec | AutoencoderCodec
@@ -158,7 +159,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_within(0, 1, "training", self, "ema_decay", "label_dropout")
         check_within(0, 2**63 - 1, "training", self, "seed")
-        check_positive("training", self, "global_batch", "learning_rate", "clip_norm")
+        check_within(1, 10**6, "training", self, "global_batch")
+        check_positive("training", self, "learning_rate", "clip_norm")
         check_at_least(0, "training", self, "weight_decay", "warmup_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(
@@ -182,7 +184,7 @@ class LoopConfig:
     keep_checkpoints: int = 2  # newest checkpoints kept
 
     def __post_init__(self) -> None:
-        check_at_least(1, "loop", self, *vars(self))
+        check_within(1, 10**9, "loop", self, *vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,7 @@ class MachineConfig:
     compile: bool = False  # torch.compile the model
 
     def __post_init__(self) -> None:
-        check_at_least(0, "machine", self, "workers")
+        check_within(0, 1024, "machine", self, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,17 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_pools()
+        self._check_objective()
+        self._check_selection()
+        channels = self.sampling.guided_channels
+        if channels is not None and channels > self.model.channels:
+            raise ConfigError(
+                f"sampling.guided_channels {channels} is more than model.channels"
+                f" {self.model.channels}",
+                remedy="leave it out to guide all",
+            )
+
+    def _check_objective(self) -> None:
         if self.sampling.sampler not in self.objective.samplers:
             raise ConfigError(
                 f"sampling.sampler {self.sampling.sampler} does not solve objective"
@@ -233,6 +246,24 @@ class RunConfig:
                     f" {self.objective.timesteps}",
                     remedy="a step of sampling is a step of training",
                 )
+
+    def _check_selection(self) -> None:
+        """A setting that the router would ignore is refused: results are stamped with it."""
+        known = self.model.router.selections
+        for name in () if known else SELECTING:
+            value, default = getattr(self.sampling, name), getattr(SamplingConfig, name)
+            if value != default:
+                raise ConfigError(
+                    f"sampling.{name} {value} would change nothing: the router is"
+                    f" {self.model.router.kind}",
+                    remedy=f"leave it at {default}",
+                )
+        if known and self.sampling.selection not in known:
+            raise ConfigError(
+                f"sampling.selection {self.sampling.selection} is unknown to router"
+                f" {self.model.router.kind}",
+                remedy=f"use one of {', '.join(known)}",
+            )
 
     def _check_pools(self) -> None:
         pool, batch, micro = self.model.pool_images, self.training.global_batch, self.micro_batch

@@ -7,7 +7,7 @@ from typing import Literal
 from diffmoe.config.checks import check_at_least, check_positive, check_within
 from diffmoe.errors import ConfigError
 
-__all__ = ["LEGAL_POLICIES", "SamplingConfig"]
+__all__ = ["LEGAL_POLICIES", "SELECTING", "SamplingConfig"]
 
 Sampler = Literal["euler", "heun", "dopri5", "ancestral", "ddim"]
 Selection = Literal["token", "pool", "gate", "image"]
@@ -21,6 +21,12 @@ LEGAL_POLICIES: dict[str, tuple[str | None, ...]] = {
     "gate": ("ema", "constant", "target"),
     "image": (None,),
 }
+
+
+# Fields that mean something only to a router that has several selections.
+SELECTING = ("selection", "policy", "gamma", "pool_images", "guidance_pool")
+
+_MOST = 10**6  # steps, and images of a batch: more is a slip of the keyboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,7 @@ class SamplingConfig:
     policy: Policy = "ema"  # how many: tracked thresholds, one constant, or a fixed top-K
     gamma: float | None = None  # the threshold of policy `constant`; None otherwise
     batch: int = 125  # images a call; changes nothing but memory in `token` selection
-    pool_images: int | None = None  # pool of `pool` selection, in images; None = the batch
+    pool_images: int | None = None  # images that compete in `pool` selection; None = all of a batch
     shared_step: bool = False  # dopri5: one step size for the batch instead of one an image
     rtol: float = 1e-3  # dopri5: relative tolerance
     atol: float = 1e-6  # dopri5: absolute tolerance
@@ -47,7 +53,8 @@ class SamplingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # dtype of matrix products
 
     def __post_init__(self) -> None:
-        check_at_least(1, "sampling", self, "steps", "batch", "pool_images", "guided_channels")
+        check_within(1, _MOST, "sampling", self, "steps", "batch")
+        check_at_least(1, "sampling", self, "pool_images", "guided_channels")
         check_positive("sampling", self, "rtol", "atol")
         check_within(0, 1, "sampling", self, "eta")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):

@@ -23,7 +23,7 @@ class Moments:
         """The moments of features, with the unbiased covariance."""
         if features.shape[0] < 2:
             raise ConfigError(
-                f"{features.shape[0]} images have no covariance", remedy="give two or more"
+                f"{len(features)} images are too few for a covariance", remedy="give two or more"
             )
         wide = features.double()
         return cls(wide.mean(dim=0), torch.cov(wide.t()).reshape(wide.shape[1], wide.shape[1]))

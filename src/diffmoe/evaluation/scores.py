@@ -22,7 +22,7 @@ class Judge:
     """A support vector classifier fitted on real images, apart from the model it judges."""
 
     classifier: object
-    held_out_accuracy: float  # on real images it was not fitted on
+    held_out_accuracy: float | None  # on real images it was not fitted on; None if there are none
 
     @classmethod
     def fit(cls, images: Float[Tensor, "N F"], labels: Int[Tensor, "N"], seed: int = 0) -> "Judge":
@@ -37,14 +37,14 @@ class Judge:
         several = len(labels.unique()) > 1
         classifier = SVC(C=10.0, gamma="scale") if several else DummyClassifier()
         held = _held_out(labels, seed)
-        judge = cls(classifier.fit(images[~held].numpy(), labels[~held].numpy()), 1.0)
+        judge = cls(classifier.fit(images[~held].numpy(), labels[~held].numpy()), None)
+        if not held.any():
+            return judge
         right = (judge.read(images[held]) == labels[held]).double().mean()
         return replace(judge, held_out_accuracy=float(right))
 
     def read(self, images: Float[Tensor, "N F"]) -> Int[Tensor, "N"]:
         """The class the judge sees in each image."""
-        if len(images) == 0:
-            return torch.empty(0, dtype=torch.int64)
         return torch.from_numpy(np.asarray(self.classifier.predict(images.numpy())))  # type: ignore[attr-defined]
 
 
@@ -96,14 +96,14 @@ class Scores:
 
     samples: int
     agreement: float  # share the judge reads as the class asked for
-    held_out_accuracy: float  # the judge's, on real images it has not seen
+    held_out_accuracy: float | None  # the judge's, on real images it has not seen; None = unknown
     frechet_distance: float  # on principal components of pixels in [-1, 1]
     components: int
     nearest_median: float  # of samples to real images, rms in [-1, 1]
     nearest_median_real: float  # of real images to each other
     copies: float  # share of samples as near to a real image as the nearest 1 % of real ones
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """The scores by name."""
         return asdict(self)
 

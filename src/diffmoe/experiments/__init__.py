@@ -1,19 +1,19 @@
 """Compositions of the rooms: what a verb does that is more than one of them."""
 
-from diffmoe.experiments.convert import Converted, export_run, import_released
+from diffmoe.experiments.convert import Converted, convert
 from diffmoe.experiments.demo import demo
 from diffmoe.experiments.dry_run import Needs, needs
 from diffmoe.experiments.report import RunReport, report
-from diffmoe.experiments.samples import sample
+from diffmoe.experiments.samples import request, sample
 
 __all__ = [
     "Converted",
     "Needs",
     "RunReport",
+    "convert",
     "demo",
-    "export_run",
-    "import_released",
     "needs",
     "report",
+    "request",
     "sample",
 ]

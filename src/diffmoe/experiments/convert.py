@@ -7,24 +7,27 @@ from typing import Literal
 from torch import Tensor
 
 from diffmoe.checkpoint import (
+    ReleasedFile,
     RunFolder,
     contradictions,
+    find_checkpoint,
     infer_config,
     new_folder,
-    newest_checkpoint,
     read_part,
     read_released,
+    refuse_foreign,
     to_ours,
-    to_released,
     write,
     write_released,
     write_text,
 )
-from diffmoe.config import RunConfig, read_config, to_dict, to_yaml
+from diffmoe.config import RunConfig, to_dict, to_yaml
 from diffmoe.errors import ConfigError, StorageError
+from diffmoe.experiments.draw import config_of
 from diffmoe.presets import PRESETS, preset
+from diffmoe.sampling import refuse_unwritable
 
-__all__ = ["Converted", "export_run", "import_released"]
+__all__ = ["Converted", "convert"]
 
 Kind = Literal["flow", "ddpm"]
 
@@ -38,7 +41,7 @@ class Converted:
     dropped: tuple[str, ...]
 
 
-def import_released(
+def convert(
     source: Path,
     target: Path,
     *,
@@ -46,26 +49,40 @@ def import_released(
     heads: int | None = None,
     objective: Kind | None = None,
 ) -> Converted:
-    """Write a released checkpoint as the run folder `target`.
+    """Write a released checkpoint as the run folder `target`, or a run as a released checkpoint.
 
-    `name` is the preset it belongs to; without it the preset whose sizes fit is taken. Raises
-    ConfigError when `heads` or `objective` is needed, StorageError for a bad file or a target
-    that exists.
+    `name` is the preset a file belongs to; without it the preset whose sizes fit is taken. Raises
+    ConfigError when `heads` or `objective` is needed, or given with a run, which knows its own;
+    StorageError for a bad file or run or a target that exists.
     """
-    _refuse_existing(target)
+    if target.exists():
+        raise StorageError("the target exists", where=str(target), remedy="choose another path")
+    refuse_unwritable(target.parent, target.name)
+    if not source.is_dir():
+        return _import(source, target, name, heads, objective)
+    given = {"preset": name, "heads": heads, "objective": objective}
+    needless = [option for option, value in given.items() if value is not None]
+    if needless:
+        raise ConfigError(
+            f"{' and '.join(needless)} cannot be chosen for a run, which knows its own",
+            where=str(source),
+            remedy="leave out what belongs to reading a file",
+        )
+    return _export(source, target)
+
+
+def _import(
+    source: Path, target: Path, name: str | None, heads: int | None, objective: Kind | None
+) -> Converted:
+    base = preset(name) if name else None
     released = read_released(source)
-    base = preset(name) if name else _fitting(released.model, objective)
+    base = base or _fitting(released.model, objective)
     config = infer_config(released.model, base=base, heads=heads, objective=objective)
     parts = {"model": to_ours(released.model, config), "ema": to_ours(released.ema, config)}
     with new_folder(target) as aside:
         write_text(aside / "config.yaml", to_yaml(config))
         write(aside / "checkpoints", 0, 0, parts, to_dict(config))
     return Converted(target, len(released.model) + len(released.ema), released.dropped)
-
-
-def _refuse_existing(target: Path) -> None:
-    if target.exists():
-        raise StorageError("the target exists", where=str(target), remedy="choose another path")
 
 
 def _fitting(tensors: dict[str, Tensor], objective: Kind | None) -> RunConfig | None:
@@ -79,15 +96,15 @@ def _fitting(tensors: dict[str, Tensor], objective: Kind | None) -> RunConfig | 
     return next((base for base in fitting if base.objective.kind == objective), None)
 
 
-def export_run(source: Path, target: Path) -> Converted:
+def _export(source: Path, target: Path) -> Converted:
     """Write the newest checkpoint of a run as one file of the released layout."""
-    _refuse_existing(target)
-    folder = RunFolder(source)
-    config = read_config(folder.config)
-    found = newest_checkpoint(folder.checkpoints)
+    config = config_of(source)
+    found = find_checkpoint(RunFolder(source).checkpoints)
     if found is None:
         raise StorageError("the run has no checkpoint yet", where=str(source))
-    parts = {name: to_released(read_part(found[0], name), config) for name in ("model", "ema")}
-    write_released(target, **parts)
-    has_moments = (found[0] / "optimizer.safetensors").exists()
-    return Converted(target, sum(map(len, parts.values())), ("optimizer",) if has_moments else ())
+    path, manifest = found
+    refuse_foreign(manifest, config, path)
+    file = ReleasedFile.of(read_part(path, "model"), read_part(path, "ema"), config)
+    write_released(target, file.model, file.ema)
+    others = (part for part in manifest.tensors if part not in ("model", "ema"))
+    return Converted(target, len(file.model) + len(file.ema), (*others, *file.dropped))

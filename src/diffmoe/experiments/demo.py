@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from diffmoe.experiments.report import RunReport, report
+from diffmoe.experiments.report import RunReport, refuse_report, report
 from diffmoe.presets import preset
 from diffmoe.training import train
 
@@ -11,11 +11,17 @@ __all__ = ["demo"]
 
 
 def demo(
-    path: Path | str, *, steps: int | None = None, count: int = 1000, progress: bool = True
+    path: Path | str,
+    *,
+    steps: int | None = None,
+    count: int = 1000,
+    command: str = "diffmoe demo",
+    progress: bool = True,
 ) -> RunReport:
     """Train `digits-diffmoe` into `path` (or go on with it), then report on `count` samples."""
+    refuse_report(count)  # before minutes of training
     config = preset("digits-diffmoe")
     if steps is not None:
         config = replace(config, loop=replace(config.loop, steps=steps))
     train(config, path, progress=progress)
-    return report(path, count=count, command="diffmoe demo", device="cpu", progress=progress)
+    return report(path, count=count, command=command, device="cpu", progress=progress)

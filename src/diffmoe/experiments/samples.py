@@ -3,19 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
+from diffmoe.config import SamplingConfig
+from diffmoe.errors import ConfigError
+from diffmoe.experiments.draw import Drawing
+from diffmoe.sampling import balanced_labels, refuse_place, write_samples
 
-from diffmoe.checkpoint import RunFolder, load
-from diffmoe.codec import build_codec
-from diffmoe.config import SamplingConfig, read_config
-from diffmoe.device import resolve_device
-from diffmoe.errors import StorageError
-from diffmoe.sampling import check_request, decode, generate, stamp, write_samples
+__all__ = ["request", "sample"]
 
-__all__ = ["sample"]
+_COUNT = 16  # images when nothing says how many
 
 
 def sample(
@@ -31,30 +28,40 @@ def sample(
     """Write one PNG for each (label, seed), a contact sheet and a stamp; returns the folder.
 
     Without `out` the folder lies in the run and is named after what was asked for, so the same
-    command writes the same folder. Raises StorageError if `out` holds anything but samples, which
-    writing would remove.
+    command writes the same folder. Raises StorageError, before anything is drawn, if `out` holds
+    anything but samples, which writing would remove.
     """
     if out is not None:
-        _refuse_other_content(out)
-    folder = RunFolder(Path(path))
-    if folder.is_run:
-        config = replace(read_config(folder.config), sampling=settings)  # checks them together
-        check_request(config, labels, seeds)
-    run = load(path, weights=settings.weights, device=resolve_device(device))
-    latents = generate(run.model, run.config, labels, seeds, settings=settings, progress=progress)
-    place = next(run.model.parameters()).device
-    images = torch.cat(list(decode(build_codec(run.config.codec, place), latents, place)))
-    facts = stamp(run, settings)
-    asked = json.dumps([facts, list(labels), list(seeds)], default=str).encode()
-    name = f"step-{run.step:08d}-{hashlib.sha256(asked).hexdigest()[:8]}"
-    target = out or folder.samples / name
-    write_samples(target, images, labels, seeds, facts)
+        refuse_place(out)
+    drawing = Drawing.prepare(path, labels, seeds, settings, device)
+    target = out or drawing.run.folder.samples / _name(drawing)
+    refuse_place(target)
+    images = drawing.images(progress=progress)
+    write_samples(target, images, drawing.labels, drawing.seeds, drawing.stamp)
     return target
 
 
-def _refuse_other_content(out: Path) -> None:
-    is_ours = (out / "samples.json").is_file() or (out.is_dir() and not any(out.iterdir()))
-    if out.exists() and not is_ours:
-        raise StorageError(
-            "there is something else than samples", where=str(out), remedy="choose another --out"
+def _name(drawing: Drawing) -> str:
+    asked = json.dumps([drawing.stamp, drawing.labels, drawing.seeds], default=str).encode()
+    return f"step-{drawing.run.step:08d}-{hashlib.sha256(asked).hexdigest()[:8]}"
+
+
+def request(
+    labels: Sequence[int], seeds: Sequence[int], count: int | None, classes: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Labels and seeds to draw: without labels all classes in turn, without seeds 0, 1, 2, ...
+
+    As many as there are labels, or else seeds, or else `count`; raises ConfigError if `count`
+    says otherwise.
+    """
+    given = len(labels) or len(seeds)
+    if given and count not in (None, given):
+        raise ConfigError(
+            f"count {count} does not go with {given} {'labels' if len(labels) else 'seeds'}",
+            remedy="leave one of them out",
         )
+    number = given or (_COUNT if count is None else count)
+    return (
+        labels if len(labels) else balanced_labels(number, classes),
+        seeds if len(seeds) else range(number),
+    )

@@ -2,7 +2,13 @@
 
 from diffmoe.sampling.generate import Moment, balanced_labels, check_request, decode, generate
 from diffmoe.sampling.guidance import guided
-from diffmoe.sampling.output import contact_sheet, to_picture, write_samples
+from diffmoe.sampling.output import (
+    contact_sheet,
+    refuse_place,
+    refuse_unwritable,
+    to_picture,
+    write_samples,
+)
 from diffmoe.sampling.policy import sampling_plan
 from diffmoe.sampling.solvers import Evaluation, Solver, build_solver
 from diffmoe.sampling.stamp import stamp
@@ -18,6 +24,8 @@ __all__ = [
     "decode",
     "generate",
     "guided",
+    "refuse_place",
+    "refuse_unwritable",
     "sampling_plan",
     "stamp",
     "to_picture",

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from diffmoe.codec import Codec, to_uint8
 from diffmoe.config import RunConfig, SamplingConfig
-from diffmoe.errors import ConfigError
+from diffmoe.errors import ConfigError, NonFiniteError
 from diffmoe.model import DiT
 from diffmoe.objective import Field, Objective, build_objective
 from diffmoe.randomness import normals
@@ -20,6 +20,8 @@ from diffmoe.sampling.policy import sampling_plan
 from diffmoe.sampling.solvers import Evaluation, build_solver
 
 __all__ = ["Moment", "balanced_labels", "check_request", "decode", "generate"]
+
+_MOST_IMAGES = 10**6  # of one call, which holds them all in memory
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def generate(
 
     In `token`, `gate` and `image` selection the batch size changes nothing but rounding; in
     `pool` selection images of one batch compete. Raises ConfigError for a bad label or seed, or
-    settings that do not go with the objective.
+    settings that do not go with the objective, NonFiniteError for an image that is no number.
     """
     settings = settings or config.sampling
     config = replace(config, sampling=settings)  # its checks refuse another objective's sampler
@@ -56,7 +58,13 @@ def generate(
     with tqdm(total=len(labels), desc="sample", unit="image", disable=not progress) as bar:
         for start in range(0, len(labels), size):
             images = range(start, min(start + size, len(labels)))
-            found.append(_batch(model, config, labels, seeds, images, callback))
+            try:
+                found.append(_batch(model, config, labels, seeds, images, callback))
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"sampling.batch {size} is too large for the memory of this device",
+                    remedy="use a smaller one, or sampling.precision bfloat16",
+                ) from error
             bar.update(len(images))
     return torch.cat(found)
 
@@ -89,7 +97,21 @@ def _batch(
             noise=noise,
             callback=watch,
         )
+    _refuse_non_finite(x, images, labels, seeds)
     return x.float().cpu()
+
+
+def _refuse_non_finite(
+    x: Tensor, images: range, labels: Sequence[int], seeds: Sequence[int]
+) -> None:
+    """A pixel that is no number would become a black one."""
+    bad = (~x.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        first = images[bad[0]]
+        raise NonFiniteError(
+            f"image {first} (label {labels[first]}, seed {seeds[first]}) is not finite",
+            remedy="lower sampling.guidance, or use other weights",
+        )
 
 
 def _noise_of(seeds: list[int], config: RunConfig, device: torch.device) -> Callable[[int], Tensor]:
@@ -148,6 +170,11 @@ def _whole(what: str, value: SupportsIndex) -> int:
 
 def balanced_labels(count: int, classes: int) -> list[int]:
     """`count` labels, every class as often as any other, in turn."""
+    if not 1 <= count <= _MOST_IMAGES:
+        raise ConfigError(
+            f"count {count} is not in [1, {_MOST_IMAGES}]",
+            remedy="draw more in several calls, each with seeds of its own",
+        )
     return [image % classes for image in range(count)]
 
 

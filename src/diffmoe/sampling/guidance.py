@@ -11,6 +11,8 @@ from diffmoe.objective import Field, FieldOutput
 
 __all__ = ["guided"]
 
+_SLACK = 1e-9  # a time of the grid that is an edge up to rounding lies inside
+
 
 def guided(
     conditional: Field,
@@ -27,7 +29,8 @@ def guided(
         return conditional
 
     def field(x: Tensor, t: float | Tensor) -> FieldOutput:
-        if not settings.guidance_end <= noise_level(float(t)) <= settings.guidance_start:
+        level = noise_level(float(t))
+        if not settings.guidance_end - _SLACK <= level <= settings.guidance_start + _SLACK:
             return conditional(x, t)
         output = both(torch.cat([x, x]), t)
         value = _combine(output.value, settings.guidance, settings.guided_channels)

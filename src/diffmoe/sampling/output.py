@@ -1,6 +1,8 @@
 """Images to files: a folder of PNGs, a contact sheet and the stamp that says how to make them."""
 
 import json
+import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from torch import Tensor
 from diffmoe.checkpoint import new_folder
 from diffmoe.errors import StorageError
 
-__all__ = ["contact_sheet", "to_picture", "write_samples"]
+__all__ = ["contact_sheet", "refuse_place", "refuse_unwritable", "to_picture", "write_samples"]
 
-_RECORD = "samples.json"
+_RECORD, _SHEET = "samples.json", "sheet.png"
+_IMAGE = re.compile(r"\d{6,}-class-\d+-seed-\d+\.png")
+_MOST_SHOWN = 100  # images on the contact sheet: one of 50,000 is no picture any more
 
 
 def to_picture(image: Tensor, scale: int = 1) -> Image.Image:
@@ -47,19 +51,14 @@ def write_samples(
 
     Older samples at `path` are replaced; raises StorageError if anything else is there.
     """
-    if path.exists() and not (path / _RECORD).is_file() and not _is_empty(path):
-        raise StorageError(
-            "this place holds something else than samples",
-            where=str(path),
-            remedy="choose another folder",
-        )
+    refuse_place(path)
     with new_folder(path, replace=True) as aside:
         names = []
         for index, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
             names.append(f"{index:06d}-class-{label}-seed-{seed}.png")
             to_picture(images[index]).save(aside / names[-1])
-        scale = max(1, 64 // images.shape[-1])
-        contact_sheet(images, columns=min(10, len(images)), scale=scale).save(aside / "sheet.png")
+        scale, shown = max(1, 64 // images.shape[-1]), images[:_MOST_SHOWN]
+        contact_sheet(shown, columns=min(10, len(shown)), scale=scale).save(aside / _SHEET)
         records = [
             {"file": name, "label": label, "seed": seed}
             for name, label, seed in zip(names, labels, seeds, strict=True)
@@ -68,5 +67,69 @@ def write_samples(
         (aside / _RECORD).write_text(content)
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def refuse_place(path: Path) -> None:
+    """Raise StorageError unless `write_samples` may put a folder at `path`.
+
+    It may if nothing is there, or an empty folder, or samples and nothing else: the images that
+    their `samples.json` records, the sheet, the record.
+    """
+    foreign, where = _foreign(path), str(path)
+    if foreign:
+        raise StorageError(
+            f"{foreign} was not written by a sampling and would be lost",
+            where=where,
+            remedy="choose another folder",
+        )
+    kind = _unmovable(path)
+    if kind:
+        raise StorageError(
+            f"samples cannot replace {kind}", where=where, remedy="choose a folder below it"
+        )
+    refuse_unwritable(path.parent, path.name)
+
+
+def _foreign(path: Path) -> str:
+    """The name of the first thing at `path` that is not of samples; empty if there is none."""
+    if not path.is_dir():
+        return path.name if path.exists() else ""
+    ours = _recorded(path / _RECORD)
+    others = (e.name for e in sorted(path.iterdir()) if e.name not in ours or not e.is_file())
+    return next(others, "")
+
+
+def _recorded(record: Path) -> set[str]:
+    """The files of the sampling that wrote a record; none if that is a record of something else."""
+    try:
+        names = {image["file"] for image in json.loads(record.read_text())["images"]}
+        is_ours = bool(names) and all(_IMAGE.fullmatch(name) for name in names)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
+    return {_RECORD, _SHEET, *names} if is_ours else set()
+
+
+def _unmovable(path: Path) -> str:
+    """What a folder is that another cannot take the place of; empty for any other."""
+    if path.is_symlink():
+        return "a link"
+    if path.resolve() == Path.cwd():
+        return "the folder you are in"
+    return "a mount point" if path.absolute().is_mount() else ""
+
+
+def refuse_unwritable(folder: Path, name: str = "") -> None:
+    """Raise StorageError unless something called `name` can be made in `folder`.
+
+    A folder that is not there yet is judged by the nearest one above it.
+    """
+    place = folder
+    while not (place.exists() or place.is_symlink()):
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".tmp-{name}-", dir=place):
+            return
+    except OSError as error:
+        raise StorageError(
+            f"nothing can be written here ({error.strerror})",
+            where=str(folder / name),
+            remedy="choose another place, or check its permissions and the free space",
+        ) from error

@@ -36,7 +36,10 @@ def _constant(model: DiT, settings: SamplingConfig) -> torch.Tensor | None:
 
 
 def _pools(settings: SamplingConfig, images: int, branches: int) -> tuple[int, ...]:
-    """Consecutive images share a pool; guidance branches do so only when the pool is joint."""
+    """Consecutive images of the batch share a pool, all of them unless a size is said.
+
+    Guidance branches share one only when the pool is joint.
+    """
     size = settings.pool_images or images
     pools = -(-images // size)
     apart = 0 if settings.guidance_pool == "joint" else pools

@@ -4,6 +4,7 @@
 """
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffmoe.config import SamplingConfig
-from diffmoe.errors import ConfigError
+from diffmoe.errors import ConfigError, NonFiniteError
 from diffmoe.objective import DDPM, Field, FieldOutput, Objective, Schedule
 
 __all__ = ["Evaluation", "Solver", "build_solver"]
@@ -27,6 +28,9 @@ class Evaluation:
     x: Tensor  # noisy images (B, C, H, W)
     output: FieldOutput
 
+
+_GAVE_UP = re.compile("underflow in dt|non-finite|max_num_steps")  # torchdiffeq's assertions
+_MOST_STEPS = 10_000  # of dopri5: a hundred times what its default tolerances take
 
 Callback = Callable[[Evaluation], None]
 Noise = Callable[[int], Tensor]
@@ -118,18 +122,37 @@ class Dopri5:
                 "sampling.sampler dopri5 needs the package torchdiffeq",
                 remedy='pip install "diffmoe[ode]", or use euler or heun',
             ) from error
-        velocity, evaluations = _watched(field, callback), iter(range(10**9))
+        velocity, evaluations = _watched(field, callback), itertools.count()
         ends = times[[0, -1]].to(x.device, torch.float32)
-        path = odeint(
-            lambda t, state: velocity(next(evaluations), state, float(t)),
-            x,
-            ends,
-            method="dopri5",
-            rtol=self.rtol,
-            atol=self.atol,
-            options={"step_t": ends[-1:]},  # else its last step evaluates the field beyond the data
-        )
+
+        def slope(t: Tensor, state: Tensor) -> Tensor:
+            value = velocity(next(evaluations), state, float(t))
+            _refuse_non_finite(value, state)
+            return value
+
+        # Without `step_t` its last step evaluates the field beyond the data.
+        options = {"step_t": ends[-1:], "max_num_steps": _MOST_STEPS}
+        try:
+            path = odeint(
+                slope, x, ends, method="dopri5", rtol=self.rtol, atol=self.atol, options=options
+            )
+        except AssertionError as error:
+            if not _GAVE_UP.match(str(error)):
+                raise
+            raise ConfigError(
+                f"sampling.rtol {self.rtol} and sampling.atol {self.atol} are finer than dopri5 can"
+                " keep in float32",
+                remedy="use 1e-3 and 1e-6, or the sampler heun",
+            ) from error
         return path[-1]
+
+
+def _refuse_non_finite(value: Tensor, state: Tensor) -> None:
+    """Tell a broken field, of a sound state, from the NaN that tolerances bring about."""
+    if state.isfinite().all() and not value.isfinite().all():
+        raise NonFiniteError(
+            "dopri5 met NaN or infinity", remedy="lower sampling.guidance, or use other weights"
+        )
 
 
 @dataclass(frozen=True)
@@ -193,7 +216,8 @@ class DDIM:
                 0.5 * process.at(process.log_posterior_variance, index, x)
             )
             deviation = deviation * (before < 1)
-            x = before.sqrt() * clean + (1 - before - deviation**2).sqrt() * predicted
+            left = (1 - before - deviation**2).clamp_min(0)  # rounding may go below
+            x = before.sqrt() * clean + left.sqrt() * predicted
             if noise is not None and self.eta > 0:
                 x = x + deviation * noise(step)
         return x

@@ -12,17 +12,39 @@ from diffmoe.config import SamplingConfig
 __all__ = ["stamp"]
 
 
-def stamp(run: LoadedRun, settings: SamplingConfig) -> dict[str, Any]:
-    """Weights, settings and versions of a sampling run."""
+def stamp(
+    run: LoadedRun,
+    settings: SamplingConfig,
+    *,
+    images: int | None = None,
+    decoder: str | None = None,
+) -> dict[str, Any]:
+    """Weights, settings and versions of a sampling run of `images` images.
+
+    `pool_images` is how many images competed, None where none did: what the settings leave open
+    depends on the batch and on how many images were asked for. The last pool holds what is left.
+    `trained_on` names codec and data of the training, `decoder` the codec that made the pixels.
+    """
     evaluations = {"heun": 2 * settings.steps, "dopri5": None}.get(settings.sampler, settings.steps)
     return {
-        "run": run.folder.path.name,
+        "run": run.folder.path.resolve().name,
         "step": run.step,
         "weights": run.weights,
         "weights_sha256": run.fingerprint,
+        "trained_on": dict(run.trained_on),
         "sampling": asdict(settings),
         "evaluations": evaluations,
+        "count": images,
+        "pool_images": _pool_images(settings, images),
         "codec": asdict(run.config.codec),
+        "decoder": decoder,
         "diffmoe": version("diffmoe"),
         "torch": torch.__version__,
     }
+
+
+def _pool_images(settings: SamplingConfig, images: int | None) -> int | None:
+    if settings.selection != "pool":
+        return None
+    size = settings.pool_images or settings.batch
+    return size if images is None else min(size, images)

@@ -1,0 +1,87 @@
+"""A run made ready to draw from, and drawn from: what sampling and reporting have in common."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffmoe.checkpoint import LoadedRun, RunFolder, load
+from diffmoe.codec import Codec, build_codec
+from diffmoe.config import PixelCodec, RunConfig, SamplingConfig, read_config
+from diffmoe.device import resolve_device
+from diffmoe.errors import ConfigError, StorageError
+from diffmoe.sampling import Moment, check_request, decode, generate, stamp
+
+__all__ = ["Drawing", "config_of"]
+
+
+def config_of(path: Path | str) -> RunConfig:
+    """The config of the run at `path`; raises StorageError if there is no run."""
+    folder = RunFolder(Path(path))
+    if not folder.is_run:
+        raise StorageError(
+            "this folder is no run: it has no config.yaml",
+            where=str(path),
+            remedy="give the folder of a training run, or train one: diffmoe train PRESET",
+        )
+    return read_config(folder.config)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images that a run is to draw, with all that can be refused refused beforehand."""
+
+    run: LoadedRun
+    codec: Codec
+    settings: SamplingConfig
+    labels: list[int]
+    seeds: list[int]
+    device: torch.device
+
+    @classmethod
+    def prepare(
+        cls,
+        path: Path | str,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        settings: SamplingConfig,
+        device: str,
+    ) -> "Drawing":
+        """The run at `path`, its codec and the request, checked before the weights are read."""
+        config = replace(config_of(path), sampling=settings)  # checks them together
+        check_request(config, labels, seeds)
+        _refuse_pictures(config)
+        place = resolve_device(device)
+        run = load(path, weights=settings.weights, device=place)
+        numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
+        return cls(run, build_codec(run.config.codec, place), settings, *numbers, place)
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """How the images are made."""
+        facts = {"images": len(self.labels), "decoder": self.codec.identity}
+        return stamp(self.run, self.settings, **facts)  # type: ignore[arg-type]
+
+    def images(self, *, callback: Callable[[Moment], None] | None = None, progress: bool) -> Tensor:
+        """The images, uint8 (N, C, H, W)."""
+        latents = generate(
+            self.run.model,
+            self.run.config,
+            self.labels,
+            self.seeds,
+            settings=self.settings,
+            callback=callback,
+            progress=progress,
+        )
+        return torch.cat(list(decode(self.codec, latents, self.device)))
+
+
+def _refuse_pictures(config: RunConfig) -> None:
+    if isinstance(config.codec, PixelCodec) and config.model.channels not in (1, 3):
+        raise ConfigError(
+            f"model.channels {config.model.channels} make no picture with codec pixels",
+            remedy="set the codec that made the latents, or draw with diffmoe.generate",
+        )

@@ -1,0 +1,101 @@
+"""The page of a report: its numbers with their meaning, its figures with their captions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffmoe.analysis import CapacityTrace, Panel, write_report
+from diffmoe.checkpoint import LoadedRun, write_text
+from diffmoe.evaluation import Scores
+from diffmoe.model import activated_parameters, count_parameters
+
+__all__ = ["write_page"]
+
+_CAPTIONS = {
+    "samples": ("Samples", "Samples of each class, not chosen: the first seeds."),
+    "loss": ("Training loss", "What training minimised; mse is the denoising part alone."),
+    "capacity_per_step": (
+        "Compute along sampling",
+        "Average capacity of the conditional branch at each step; 1 is the work of a dense model.",
+    ),
+    "capacity_per_class": (
+        "Compute by class",
+        "Average capacity over all steps of a class's samples, conditional branch.",
+    ),
+    "tokens_per_expert": (
+        "Who does the work",
+        "Share of all tokens that each expert took, over all steps and both guidance branches.",
+    ),
+}
+
+
+def write_page(
+    run: LoadedRun,
+    trace: CapacityTrace,
+    scores: Scores | None,
+    unscored: str,
+    figures: dict[str, Path],
+    facts: dict[str, Any],
+    command: str,
+) -> Path:
+    """Write `report.json` and `report.html` into the run; returns the page."""
+    numbers = {**(scores.as_dict() if scores else {}), "capacity": trace.average}
+    content = {"scores": numbers, "unscored": unscored, "stamp": facts, "command": command}
+    write_text(run.folder.path / "report.json", json.dumps(content, indent=2, default=str))
+    rows = _score_rows(scores) if scores else [("scores", "none", f"not scored: {unscored}")]
+    return write_report(
+        run.folder.path / "report.html",
+        title=f"Report of {run.folder.path.resolve().name}",
+        summary=f"{_describe(run)}, {run.step} steps of training.",
+        numbers=[*rows, *_capacity_rows(run, trace)],
+        panels=[Panel(_CAPTIONS[n][0], file, _CAPTIONS[n][1]) for n, file in figures.items()],
+        stamp=facts,
+        command=command,
+    )
+
+
+def _describe(run: LoadedRun) -> str:
+    model = run.config.model
+    total = count_parameters(model).total / 1e6
+    if not run.model.moe_layers:
+        return f"A dense DiT, {total:.2f} M parameters"
+    return (
+        f"A {model.router.kind.replace('_', ' ')} DiT with {model.router.num_experts} experts in"
+        f" {len(run.model.moe_layers)} of {model.depth} layers, {total:.2f} M parameters"
+    )
+
+
+def _score_rows(scores: Scores) -> list[tuple[str, str, str]]:
+    known = scores.held_out_accuracy
+    accuracy = "an unknown share" if known is None else f"{known:.1%}"
+    return [
+        (
+            "agreement",
+            f"{scores.agreement:.1%}",
+            f"of {scores.samples} samples are read as the class asked for, by a classifier"
+            f" that reads {accuracy} of held-out real images right",
+        ),
+        (
+            "Frechet distance",
+            f"{scores.frechet_distance:.3f}",
+            f"to the training images, on {scores.components} components of pixels",
+        ),
+        (
+            "nearest training image",
+            f"{scores.nearest_median:.3f}",
+            f"rms, median; real images lie {scores.nearest_median_real:.3f} apart;"
+            f" {scores.copies:.1%} of samples are nearer than 99 % of real pairs",
+        ),
+    ]
+
+
+def _capacity_rows(run: LoadedRun, trace: CapacityTrace) -> list[tuple[str, str, str]]:
+    activated = activated_parameters(run.config.model, trace.average)
+    return [
+        ("capacity", f"{trace.average:.3f}", "average over steps, layers and experts; 1 = dense"),
+        (
+            "activated parameters",
+            f"{activated['eq40'] / 1e6:.3f} M",
+            f"by Eq. 40; {activated['executed'] / 1e6:.3f} M with routers and predictors whole",
+        ),
+    ]

@@ -1,0 +1,235 @@
+"""A report says why it lacks what it lacks, and what cannot be made is refused before drawing."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffmoe.checkpoint import write
+from diffmoe.cli import main
+from diffmoe.config import (
+    SD_VAE,
+    CodecConfig,
+    FolderData,
+    PixelCodec,
+    RunConfig,
+    SamplingConfig,
+    to_dict,
+    to_yaml,
+)
+from diffmoe.errors import ConfigError, StorageError
+from diffmoe.experiments import demo, report, sample
+from diffmoe.experiments.scoring import Reference
+from diffmoe.model import build_model
+from diffmoe.training import train
+from runs import run_config
+
+
+def pictures(folder: Path, each: int, classes: int = 2) -> Path:
+    """`each` small images of every class."""
+    for label in range(classes):
+        (folder / str(label)).mkdir(parents=True)
+        for index in range(each):
+            shade = 20 * label + index
+            Image.new("L", (8, 8), color=shade).save(folder / str(label) / f"{index}.png")
+    return folder
+
+
+def run_of_pictures(home: Path, each: int = 8) -> Path:
+    data = FolderData(path=pictures(home / "pictures", each))
+    train(run_config(data=data, model__num_classes=2), home / "run", progress=False)
+    return home / "run"
+
+
+def told(run: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, Any]:
+    """What a report prints, its page and its record."""
+    capsys.readouterr()
+    assert main(["report", str(run), "--count", "4", "--quiet", *words]) == 0
+    out = capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    return out, page, json.loads((run / "report.json").read_text())
+
+
+def gone(pictures: Path) -> None:
+    shutil.rmtree(pictures)
+
+
+def damaged(pictures: Path) -> None:
+    (pictures / "0" / "3.png").write_bytes(b"no image")
+
+
+REASONS: list[tuple[Callable[[Path], None], str]] = [
+    (gone, "data.path does not exist — "),
+    (damaged, "image 3 cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("harm", "reason"), REASONS, ids=["gone", "damaged"])
+def test_a_report_says_why_there_are_no_scores(
+    harm: Callable[[Path], None], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of_pictures(tmp_path)
+    harm(tmp_path / "pictures")
+    out, page, record = told(run, capsys)
+    assert out.startswith(f"the samples are not scored: {reason}")
+    assert "\naverage capacity " in out
+    assert f"not scored: {reason}" in page
+    assert record["unscored"].startswith(reason) and list(record["scores"]) == ["capacity"]
+    found = report(run, count=4, progress=False)
+    assert found.scores is None and found.unscored == record["unscored"]
+
+
+def latents(home: Path) -> RunConfig:
+    folder = home / "latents"
+    folder.mkdir()
+    np.save(folder / "latents.npy", np.zeros((8, 4, 8, 8), dtype=np.float32))
+    np.save(folder / "labels.npy", np.arange(8) % 2)
+    shape = {"model__channels": 4, "model__out_channels": 4, "model__num_classes": 2}
+    return run_config(data=FolderData(path=folder, flip=False), codec=SD_VAE, **shape)
+
+
+def test_latents_are_not_scored(tmp_path: Path) -> None:
+    found = Reference.of(latents(tmp_path))
+    assert found.source is not None
+    assert found.unscored == "the model draws latents, and scores are of pixels"
+
+
+@pytest.mark.parametrize("limit", ["_MOST_IMAGES", "_MOST_VALUES"])
+def test_more_images_than_the_judge_can_hold_are_not_scored(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Reference.of(run_config()).unscored == ""
+    monkeypatch.setattr(f"diffmoe.experiments.scoring.{limit}", 1796)
+    assert Reference.of(run_config()).unscored == (
+        "1797 training images of 1 x 8 x 8 are more than the judge can hold"
+    )
+
+
+def test_few_images_of_a_class_leave_the_judge_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page, record = told(run_of_pictures(tmp_path, each=3), capsys)
+    assert "(the judge reads an unknown share of held-out real images right)" in out
+    assert "an unknown share" in page
+    assert record["scores"]["held_out_accuracy"] is None
+
+
+def test_one_training_image_is_a_reason_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = FolderData(path=pictures(tmp_path / "one", 1, classes=1))
+    train(run_config(data=data, model__num_classes=1), tmp_path / "run", progress=False)
+    assert "not scored: 1 images are too few" in told(tmp_path / "run", capsys)[0]
+
+
+def test_the_command_on_the_page_can_be_typed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(run_config(), tmp_path / "my run", progress=False)
+    record = told(tmp_path / "my run", capsys)[2]
+    assert record["command"] == f"diffmoe report '{tmp_path}/my run' --count 4 --quiet"
+    report(tmp_path / "my run", count=3, first_seed=5, progress=False)
+    record = json.loads((tmp_path / "my run" / "report.json").read_text())
+    assert record["command"] == f"diffmoe.report('{tmp_path}/my run', count=3, first_seed=5)"
+
+
+# --- what is refused before anything is drawn ----------------------------------------------------
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(*_: object, **__: object) -> None:
+        raise AssertionError("minutes of work")
+
+    monkeypatch.setattr("diffmoe.experiments.draw.generate", drawn)
+    monkeypatch.setattr(sys.modules["diffmoe.experiments.demo"], "train", drawn)
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, "too few for a report"), (0, "is not in")])
+def test_too_few_images_are_refused(count: int, named: str, tmp_path: Path, undrawn: None) -> None:
+    train(run_config(), tmp_path, progress=False)
+    with pytest.raises(ConfigError, match=f"count {count} {named}|count {count} is {named}"):
+        report(tmp_path, count=count, progress=False)
+    with pytest.raises(ConfigError, match=f"count {count}"):
+        demo(tmp_path / "demo", count=count, progress=False)
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_named(
+    package: str, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(run_config(), tmp_path, progress=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    for make in (report, demo):
+        with pytest.raises(ConfigError, match=rf"{package} — pip install \"diffmoe\[plots\]\""):
+            make(tmp_path, count=4, progress=False)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path, undrawn: None) -> None:
+    with pytest.raises(StorageError, match=r"this folder is no run: it has no config\.yaml"):
+        report(tmp_path, count=4, progress=False)
+    with pytest.raises(StorageError, match=r"this folder is no run: it has no config\.yaml"):
+        sample(tmp_path, [1], [0], settings=SamplingConfig(), progress=False)
+
+
+def untrained(config: RunConfig, run: Path) -> Path:
+    weights = build_model(config.model, 0).state_dict()
+    write(run / "checkpoints", 0, 0, {"model": weights, "ema": weights}, to_dict(config))
+    (run / "config.yaml").write_text(to_yaml(config))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("codec", "named"),
+    [
+        (PixelCodec(), r"model\.channels 4 make no picture with codec pixels"),
+        (replace(SD_VAE, path="/nowhere/lost"), "lost"),
+    ],
+    ids=["pixels", "lost"],
+)
+def test_a_codec_that_makes_no_pictures_is_refused(
+    codec: CodecConfig, named: str, tmp_path: Path, undrawn: None
+) -> None:
+    config = replace(latents(tmp_path), codec=codec)
+    run = untrained(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=named):
+        sample(run, [1], [0], settings=config.sampling, progress=False)
+    with pytest.raises(ConfigError, match=named):
+        report(run, count=4, progress=False)
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def test_labels_and_seeds_of_arrays_are_written(tmp_path: Path) -> None:
+    train(run_config(), tmp_path / "run", progress=False)
+    out = tmp_path / "out"
+    labels, seeds = np.array([3, 1]), np.array([2, 5])
+    sample(
+        tmp_path / "run", labels, seeds, settings=SamplingConfig(steps=2), out=out, progress=False
+    )  # type: ignore[arg-type]
+    images = json.loads((out / "samples.json").read_text())["images"]
+    assert [(one["label"], one["seed"]) for one in images] == [(3, 2), (1, 5)]
+
+
+def test_samples_replace_samples_and_nothing_else(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    train(run_config(), run, progress=False)
+    settings = SamplingConfig(steps=2)
+    out.mkdir()
+    for seeds in ([0], [1]):  # an empty folder, then samples
+        assert sample(run, [1], seeds, settings=settings, out=out, progress=False) == out
+    assert [p.name for p in out.glob("*seed*")] == ["000000-class-1-seed-1.png"]
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(StorageError, match=r"^thesis\.txt was not written by a sampling"):
+        sample(run, [1], [2], settings=settings, out=out, progress=False)
+    assert (out / "thesis.txt").read_text() == "years of work"
+    assert [p.name for p in out.glob("*seed*")] == ["000000-class-1-seed-1.png"]
