@@ -15,6 +15,7 @@ from diffmoe.config import RunConfig, SamplingConfig, field_names, nearest
 from diffmoe.errors import ConfigError, DiffMoEError
 
 __all__ = [
+    "BenchCommand",
     "ConvertCommand",
     "DemoCommand",
     "ReportCommand",
@@ -59,6 +60,7 @@ class SampleCommand:
     count: int | None = None  # images; None = as many as labels or seeds, 16 without either
     out: Path | None = None  # folder to write; None = below the run
     device: str = "auto"  # auto, cpu, cuda, ...
+    capture: bool = False  # record the network as a CUDA graph and replay it, for small batches
     quiet: bool = False  # no progress bar
 
 
@@ -80,6 +82,23 @@ class DemoCommand:
     run: Path = Path("runs/demo")  # the run folder
     steps: int | None = None  # optimizer steps; None = the preset's
     count: int = 1000  # images to score
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCommand:
+    """Measure what a DiffMoE costs beside a dense model, on this machine."""
+
+    rows: tuple[str, ...] = ()  # the rows to measure; none = all
+    model: str = "diffmoe-s-e16-flow"  # preset of the DiffMoE
+    dense: str = "dit-s-flow"  # preset of the dense model of equal activated parameters
+    images: tuple[int, int] = (16, 4)  # of the large and of the small batch
+    rounds: int = 7  # interleaved rounds
+    precision: Literal["float32", "bfloat16"] = "float32"  # dtype of matrix products
+    threads: int | None = None  # CPU threads; None = as many as torch takes
+    compile: bool = False  # torch.compile the fast variants
+    device: str = "auto"  # auto, cpu, cuda, ...
+    out: Path = Path("runs/bench.json")  # where everything measured goes
     quiet: bool = False  # no progress bar
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffmoe.arguments import (
+    BenchCommand,
     ConvertCommand,
     DemoCommand,
     ReportCommand,
@@ -39,8 +40,10 @@ def _train(words: list[str]) -> None:
         _print_needs(command.config)
         return
     _refuse_several_processes()
+    from diffmoe.device import keep_freed_memory
     from diffmoe.training import train
 
+    keep_freed_memory()
     train(command.config, command.run, progress=not command.quiet)
     print(f"trained {command.config.loop.steps} steps: {command.run}")
     print(f"next: diffmoe report {command.run}")
@@ -75,6 +78,7 @@ def _sample(words: list[str]) -> None:
         settings=command.settings,
         out=command.out,
         device=command.device,
+        capture=command.capture,
         progress=not command.quiet,
     )
     print(f"{len(labels)} images: {path}")
@@ -101,8 +105,10 @@ def _report(words: list[str]) -> None:
 
 def _demo(words: list[str]) -> None:
     command = parse(DemoCommand, DemoCommand(), words, "diffmoe demo")
+    from diffmoe.device import keep_freed_memory
     from diffmoe.experiments import demo
 
+    keep_freed_memory()
     found = demo(
         command.run,
         steps=command.steps,
@@ -118,6 +124,27 @@ def _print_report(found: "RunReport") -> None:
     print("\n".join(found.findings))
     print(f"report: {found.page}")
     print(f"figures: {', '.join(str(path) for path in found.figures.values())}")
+
+
+def _bench(words: list[str]) -> None:
+    command = parse(BenchCommand, BenchCommand(), words, "diffmoe bench")
+    from diffmoe.experiments import bench
+
+    found = bench(
+        model=command.model,
+        dense=command.dense,
+        images=command.images,
+        rows=command.rows,
+        rounds=command.rounds,
+        device=command.device,
+        precision=command.precision,
+        threads=command.threads,
+        compile=command.compile,
+        progress=not command.quiet,
+    )
+    found.write(command.out)
+    print("\n".join(found.lines()))
+    print(f"all of it: {command.out}")
 
 
 def _convert(words: list[str]) -> None:
@@ -162,6 +189,7 @@ _VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "train": (_train, "PRESET|RUN", "train, or go on with a run"),
     "sample": (_sample, "RUN", "draw images"),
     "report": (_report, "RUN", "sample, score, see where compute goes"),
+    "bench": (_bench, "", "measure what it costs beside a dense model, here"),
     "convert": (_convert, "FILE|RUN TARGET", "read or write checkpoints of the released layout"),
     "presets": (_presets, "[NAME]", "list the published models, or print one"),
 }

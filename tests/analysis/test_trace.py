@@ -133,3 +133,13 @@ def test_fixed_capacity_is_one_everywhere() -> None:
 def test_a_dense_model_has_capacity_one_and_no_maps() -> None:
     trace, _ = sampled(trained.config(tiny.ROUTERS["dense"]))
     assert trace.average == 1 and not len(trace.per_step) and trace.per_expert.numel() == 0
+
+
+def test_pairs_above_a_cap_are_counted_as_dropped() -> None:
+    free, _ = sampled(trained.config())
+    run = trained.config(max_capacity=0.75)
+    capped, moments = sampled(run)
+    lost = sum(int(record.dropped.sum()) for m in moments for record in m.evaluation.output.routing)
+    assert capped.dropped == lost > 0 and free.dropped == 0 == free.dropped_share
+    assert capped.dropped_share == pytest.approx(lost / (lost + float(capped.pairs.sum())))
+    assert capped.average <= 0.75 < free.average

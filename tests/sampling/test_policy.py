@@ -165,3 +165,12 @@ def test_images_of_one_pool_do_not_see_those_of_another() -> None:
     small = samples([1, 2, 3, 4], batch=2)
     torch.testing.assert_close(samples([1, 2, 3, 4], batch=4, pool_images=2), small)
     assert (samples([1, 2, 3, 4], batch=4) - small).abs().max() > 1e-3
+
+
+def test_a_cap_goes_into_the_plan() -> None:
+    run = trained.config(max_capacity=1.5)
+    assert sampling_plan(trained.network(run), run.sampling, 3).max_capacity == 1.5
+    with pytest.raises(ConfigError, match=r"max_capacity 1\.5 has no meaning in selection pool"):
+        trained.config(selection="pool", max_capacity=1.5)
+    with pytest.raises(ConfigError, match=r"sampling\.max_capacity -1"):
+        trained.config(max_capacity=-1.0)

@@ -29,6 +29,7 @@ class CapacityTrace:
     rows: Float[Tensor, "L"]
     times: dict[int, float]  # where each step begins, in the objective's own time
     tokens: int
+    dropped: float = 0.0  # pairs that `max_capacity` left out
 
     @classmethod
     def empty(cls, config: RunConfig, steps: int) -> "CapacityTrace":
@@ -68,6 +69,8 @@ class CapacityTrace:
         for layer, record in enumerate(routing):
             self.pairs[layer] += record.count.double().cpu()
             self.rows[layer] += record.rows
+            if record.dropped is not None:
+                self.dropped += float(record.dropped.sum())
 
     def _reserve(self, step: int) -> None:
         """An adaptive solver may take more steps than were asked for (or fewer)."""
@@ -92,6 +95,12 @@ class CapacityTrace:
     def per_expert(self) -> Float[Tensor, "L E"]:
         """Share of the rows that each expert took."""
         return self.pairs / self.rows[:, None].clamp_min(1)
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the pairs asked for that `max_capacity` left out."""
+        asked = float(self.pairs.sum()) + self.dropped
+        return self.dropped / asked if asked else 0.0
 
     @property
     def average(self) -> float:

@@ -24,7 +24,7 @@ LEGAL_POLICIES: dict[str, tuple[str | None, ...]] = {
 
 
 # Fields that mean something only to a router that has several selections.
-SELECTING = ("selection", "policy", "gamma", "pool_images", "guidance_pool")
+SELECTING = ("selection", "policy", "gamma", "pool_images", "guidance_pool", "max_capacity")
 
 _MOST = 10**6  # steps, and images of a batch: more is a slip of the keyboard
 
@@ -45,6 +45,7 @@ class SamplingConfig:
     gamma: float | None = None  # the threshold of policy `constant`; None otherwise
     batch: int = 125  # images a call; changes nothing but memory in `token` selection
     pool_images: int | None = None  # images that compete in `pool` selection; None = all of a batch
+    max_capacity: float | None = None  # room of an image in `token` and `gate`; None = no limit
     shared_step: bool = False  # dopri5: one step size for the batch instead of one an image
     rtol: float = 1e-3  # dopri5: relative tolerance
     atol: float = 1e-6  # dopri5: absolute tolerance
@@ -55,7 +56,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_within(1, _MOST, "sampling", self, "steps", "batch")
         check_at_least(1, "sampling", self, "pool_images", "guided_channels")
-        check_positive("sampling", self, "rtol", "atol")
+        check_positive("sampling", self, "rtol", "atol", "max_capacity")
         check_within(0, 1, "sampling", self, "eta")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ConfigError(
@@ -92,6 +93,12 @@ class SamplingConfig:
                 f"sampling.pool_images {self.pool_images} has no meaning in selection"
                 f" {self.selection}",
                 remedy="only selection `pool` lets images compete",
+            )
+        if self.max_capacity is not None and self.selection not in ("token", "gate"):
+            raise ConfigError(
+                f"sampling.max_capacity {self.max_capacity} has no meaning in selection"
+                f" {self.selection}",
+                remedy="only `token` and `gate` let an image take as many rows as it likes",
             )
         if self.pool_images is not None and self.batch % self.pool_images:
             raise ConfigError(

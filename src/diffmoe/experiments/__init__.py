@@ -5,11 +5,15 @@ from diffmoe.experiments.demo import demo
 from diffmoe.experiments.dry_run import Needs, needs
 from diffmoe.experiments.report import RunReport, report
 from diffmoe.experiments.samples import request, sample
+from diffmoe.experiments.speed import ROWS, Measured, bench
 
 __all__ = [
+    "ROWS",
     "Converted",
+    "Measured",
     "Needs",
     "RunReport",
+    "bench",
     "convert",
     "demo",
     "needs",

@@ -40,6 +40,7 @@ class Drawing:
     labels: list[int]
     seeds: list[int]
     device: torch.device
+    capture: bool = False  # record the network and replay it
 
     @classmethod
     def prepare(
@@ -74,6 +75,7 @@ class Drawing:
             self.seeds,
             settings=self.settings,
             callback=callback,
+            capture=self.capture,
             progress=progress,
         )
         return torch.cat(list(decode(self.codec, latents, self.device)))

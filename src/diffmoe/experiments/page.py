@@ -40,6 +40,8 @@ def write_page(
 ) -> Path:
     """Write `report.json` and `report.html` into the run; returns the page."""
     numbers = {**(scores.as_dict() if scores else {}), "capacity": trace.average}
+    if trace.dropped:
+        numbers["dropped"] = trace.dropped_share
     content = {"scores": numbers, "unscored": unscored, "stamp": facts, "command": command}
     write_text(run.folder.path / "report.json", json.dumps(content, indent=2, default=str))
     rows = _score_rows(scores) if scores else [("scores", "none", f"not scored: {unscored}")]
@@ -91,8 +93,12 @@ def _score_rows(scores: Scores) -> list[tuple[str, str, str]]:
 
 def _capacity_rows(run: LoadedRun, trace: CapacityTrace) -> list[tuple[str, str, str]]:
     activated = activated_parameters(run.config.model, trace.average)
+    share = trace.dropped_share
+    capped = "of what experts asked for, above max_capacity, lowest demand first"
+    dropped = [("dropped", f"{share:.2%}", capped)] if share else []
     return [
         ("capacity", f"{trace.average:.3f}", "average over steps, layers and experts; 1 = dense"),
+        *dropped,
         (
             "activated parameters",
             f"{activated['eq40'] / 1e6:.3f} M",

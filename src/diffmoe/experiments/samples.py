@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from diffmoe.config import SamplingConfig
@@ -23,6 +24,7 @@ def sample(
     settings: SamplingConfig,
     out: Path | None = None,
     device: str = "auto",
+    capture: bool = False,
     progress: bool = True,
 ) -> Path:
     """Write one PNG for each (label, seed), a contact sheet and a stamp; returns the folder.
@@ -33,7 +35,8 @@ def sample(
     """
     if out is not None:
         refuse_place(out)
-    drawing = Drawing.prepare(path, labels, seeds, settings, device)
+    prepared = Drawing.prepare(path, labels, seeds, settings, device)
+    drawing = replace(prepared, capture=capture)
     target = out or drawing.run.folder.samples / _name(drawing)
     refuse_place(target)
     images = drawing.images(progress=progress)

@@ -8,7 +8,8 @@ from diffmoe.model.counts import (
 )
 from diffmoe.model.dit import DiT, MixtureOfExperts, Prediction, build_model, empty_model
 from diffmoe.model.experts import Experts
-from diffmoe.model.layers import linear_high
+from diffmoe.model.layers import FeedForward, linear_high
+from diffmoe.model.precision import cast_for_products
 from diffmoe.model.router import ROUTERS, Router, register_router
 from diffmoe.model.routers import BatchPoolRouter, ExpertChoiceRouter, TokenChoiceRouter
 from diffmoe.model.routing import Routing, RoutingPlan, capacity_of_images
@@ -20,6 +21,7 @@ __all__ = [
     "DiT",
     "ExpertChoiceRouter",
     "Experts",
+    "FeedForward",
     "MixtureOfExperts",
     "ParameterCounts",
     "Prediction",
@@ -30,6 +32,7 @@ __all__ = [
     "activated_parameters",
     "build_model",
     "capacity_of_images",
+    "cast_for_products",
     "count_parameters",
     "empty_model",
     "kth_largest",

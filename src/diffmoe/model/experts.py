@@ -22,14 +22,14 @@ __all__ = ["Experts", "grouped_linear"]
 _ALIGNMENT = 16  # bytes: grouped_mm wants rows that start on such a boundary
 
 
-def _grouped_mm_serves(rows: Tensor, weight: Tensor) -> bool:
+def _grouped_mm_serves(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether torch's grouped product is there and right for this device, dtype and shape."""
     if rows.device.type == "cpu":  # a loop over the experts there, too
         return False
     sizes = (*rows.shape[1:], *weight.shape[1:])
-    if rows.shape[0] == 0 or any(size * rows.element_size() % _ALIGNMENT for size in sizes):
+    if rows.shape[0] == 0 or any(size * dtype.itemsize % _ALIGNMENT for size in sizes):
         return False
-    return rows.dtype == torch.bfloat16 and torch.cuda.get_device_capability(rows.device) >= (9, 0)
+    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(rows.device) >= (9, 0)
 
 
 def _spans(ends: Tensor, sizes: Sequence[int] | None) -> list[tuple[int, int]]:
@@ -51,7 +51,7 @@ def grouped_linear(
     rows (N, K), weight (E, K, M), bias (E, M), ends (E,) the exclusive end of each group, sizes
     their sizes on the host; returns (N, M).
     """
-    if _grouped_mm_serves(rows, weight):
+    if _grouped_mm_serves(rows, weight, rows.dtype):
         index = torch.arange(rows.shape[0], device=rows.device)
         product = F.grouped_mm(rows, weight, offs=ends.to(torch.int32))
         if bias is not None:
@@ -168,12 +168,13 @@ class Experts(nn.Module):
         device = taken.device.type
         low = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if low else taken.dtype
-        ends = routing.count.cumsum(0)
+        ends, sizes = routing.count.cumsum(0), routing.sizes
+        sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if sizes is None and sampling and not _grouped_mm_serves(taken, self.weight1, dtype):
+            sizes = tuple(routing.count.tolist())  # read once, not in each product
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return grouped_linear(
-                x.to(dtype), weight.to(dtype), bias.to(dtype), ends, routing.sizes
-            )
+            return grouped_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), ends, sizes)
 
         hidden = F.gelu(linear(taken, self.weight1, self.bias1), approximate="tanh")
         return linear(hidden, self.weight2, self.bias2)

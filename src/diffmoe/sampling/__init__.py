@@ -1,5 +1,6 @@
 """Room 5: seeds to images."""
 
+from diffmoe.sampling.capture import Captured
 from diffmoe.sampling.generate import Moment, balanced_labels, check_request, decode, generate
 from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.output import (
@@ -14,6 +15,7 @@ from diffmoe.sampling.solvers import Evaluation, Solver, build_solver
 from diffmoe.sampling.stamp import stamp
 
 __all__ = [
+    "Captured",
     "Evaluation",
     "Moment",
     "Solver",

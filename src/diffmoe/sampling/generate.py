@@ -12,9 +12,10 @@ from tqdm import tqdm
 from diffmoe.codec import Codec, to_uint8
 from diffmoe.config import RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError, NonFiniteError
-from diffmoe.model import DiT
-from diffmoe.objective import Field, Objective, build_objective
+from diffmoe.model import DiT, cast_for_products
+from diffmoe.objective import Field, Network, Objective, build_objective
 from diffmoe.randomness import normals
+from diffmoe.sampling.capture import Captured
 from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.policy import sampling_plan
 from diffmoe.sampling.solvers import Evaluation, build_solver
@@ -41,17 +42,21 @@ def generate(
     *,
     settings: SamplingConfig | None = None,
     callback: Callable[[Moment], None] | None = None,
+    capture: bool = False,
     progress: bool = False,
 ) -> Tensor:
     """Samples (N, C, H, W) in the model's own space, float32 on the CPU, in the order asked for.
 
     In `token`, `gate` and `image` selection the batch size changes nothing but rounding; in
-    `pool` selection images of one batch compete. Raises ConfigError for a bad label or seed, or
-    settings that do not go with the objective, NonFiniteError for an image that is no number.
+    `pool` selection images of one batch compete. `capture` records the network as a graph and
+    replays it, for small batches on CUDA. Raises ConfigError for a bad label or seed, or settings
+    that do not go with the objective, NonFiniteError for an image that is no number.
     """
     settings = settings or config.sampling
     config = replace(config, sampling=settings)  # its checks refuse another objective's sampler
     check_request(config, labels, seeds)
+    model = _prepared(model, settings)
+    network = _recorded(model) if capture else model
     alone = settings.sampler == "dopri5" and not settings.shared_step
     size = 1 if alone else settings.batch
     found = []
@@ -59,7 +64,7 @@ def generate(
         for start in range(0, len(labels), size):
             images = range(start, min(start + size, len(labels)))
             try:
-                found.append(_batch(model, config, labels, seeds, images, callback))
+                found.append(_batch(model, network, config, labels, seeds, images, callback))
             except torch.OutOfMemoryError as error:
                 raise ConfigError(
                     f"sampling.batch {size} is too large for the memory of this device",
@@ -69,9 +74,22 @@ def generate(
     return torch.cat(found)
 
 
+def _prepared(model: DiT, settings: SamplingConfig) -> DiT:
+    """The model with weights in the dtype of its products, cast once for all evaluations."""
+    low = settings.precision == "bfloat16"
+    return cast_for_products(model, torch.bfloat16) if low else model
+
+
+def _recorded(model: DiT) -> Captured:
+    if model.positions.device.type != "cuda":
+        raise ConfigError("graphs are recorded on CUDA devices only", remedy="leave out capture")
+    return Captured(model)
+
+
 @torch.inference_mode()
 def _batch(
     model: DiT,
+    network: Network,
     config: RunConfig,
     labels: Sequence[int],
     seeds: Sequence[int],
@@ -79,10 +97,10 @@ def _batch(
     callback: Callable[[Moment], None] | None,
 ) -> Tensor:
     settings, objective = config.sampling, build_objective(config.objective)
-    device = next(model.parameters()).device
+    device = model.positions.device
     classes = torch.tensor([labels[i] for i in images], device=device)
     noise = _noise_of([seeds[i] for i in images], config, device)
-    field = _field(model, objective, settings, classes)
+    field = _field(model, network, objective, settings, classes)
 
     def watch(evaluation: Evaluation) -> None:
         if callback is not None:
@@ -126,12 +144,14 @@ def _noise_of(seeds: list[int], config: RunConfig, device: torch.device) -> Call
     return noise
 
 
-def _field(model: DiT, objective: Objective, settings: SamplingConfig, labels: Tensor) -> Field:
+def _field(
+    model: DiT, network: Network, objective: Objective, settings: SamplingConfig, labels: Tensor
+) -> Field:
     images = labels.shape[0]
-    conditional = objective.field(model, labels, sampling_plan(model, settings, images))
+    conditional = objective.field(network, labels, sampling_plan(model, settings, images))
     none = torch.full_like(labels, model.config.null_class)
     both = objective.field(
-        model, torch.cat([labels, none]), sampling_plan(model, settings, images, branches=2)
+        network, torch.cat([labels, none]), sampling_plan(model, settings, images, branches=2)
     )
     return guided(conditional, both, settings, objective.noise_level)
 

@@ -21,6 +21,7 @@ def sampling_plan(
         policy=None if free else settings.policy,
         thresholds=_constant(model, settings),
         pool_of_image=_pools(settings, images, branches),
+        max_capacity=settings.max_capacity,
     )
     for layer in model.moe_layers:
         layer.router.check(plan)
@@ -30,7 +31,7 @@ def sampling_plan(
 def _constant(model: DiT, settings: SamplingConfig) -> torch.Tensor | None:
     if settings.gamma is None:
         return None
-    device = next(model.parameters()).device
+    device = model.positions.device
     shape = (len(model.moe_layers), model.config.router.num_experts)
     return torch.full(shape, settings.gamma, device=device)
 

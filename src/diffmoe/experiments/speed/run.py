@@ -1,0 +1,161 @@
+"""The rows of a benchmark, one after the other, into a table and a JSON file."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffmoe.checkpoint import write_text
+from diffmoe.config import nearest
+from diffmoe.device import keep_freed_memory, resolve_device
+from diffmoe.errors import ConfigError
+from diffmoe.experiments.speed.accelerator import ACCELERATOR_ROWS
+from diffmoe.experiments.speed.answer import Bench, Row
+from diffmoe.experiments.speed.measure import measure_ceilings
+from diffmoe.experiments.speed.rows import ROWS
+from diffmoe.experiments.speed.workload import Machine
+from diffmoe.presets import preset
+
+__all__ = ["Measured", "bench"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The answers, and all that they depend on."""
+
+    rows: tuple[Row, ...]
+    facts: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        """The table as text."""
+        return [_heading(self.facts), "", *(line for row in self.rows for line in _lines(row))]
+
+    def write(self, path: Path) -> None:
+        """Write everything as JSON."""
+        rows = [{**asdict(row), "met": row.met} for row in self.rows]
+        write_text(path, json.dumps({"facts": self.facts, "rows": rows}, indent=2) + "\n")
+
+
+def bench(
+    *,
+    model: str = "diffmoe-s-e16-flow",
+    dense: str = "dit-s-flow",
+    images: tuple[int, int] = (16, 4),
+    rows: Sequence[str] = (),
+    rounds: int = 7,
+    device: str = "auto",
+    precision: str = "float32",
+    threads: int | None = None,
+    compile: bool = False,
+    progress: bool = False,
+) -> Measured:
+    """Measure `rows` (none = all) of a DiffMoE preset beside a dense one.
+
+    `images` are those of the large and of the small batch. Raises ConfigError for a row there is
+    not, or presets that do not go together.
+    """
+    place = resolve_device(device)
+    asked = _asked(rows, place)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    keep_freed_memory()
+    try:
+        setup = Bench(
+            model=preset(model),
+            dense=preset(dense),
+            images=images,
+            experts=(4, 32, 64),
+            machine=Machine(place, dtype, compile),
+            ceilings=measure_ceilings(place, dtype),
+            rounds=rounds,
+        )
+        answers: list[Row] = []
+        for name in tqdm(asked, desc="bench", unit="row", disable=not progress):
+            answers += {**ROWS, **ACCELERATOR_ROWS}[name](setup)
+        return Measured(tuple(answers), _facts(setup, model, dense))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _asked(rows: Sequence[str], device: torch.device) -> list[str]:
+    """The rows to measure: those named, or else all that the device is made for."""
+    known = [*ROWS, *ACCELERATOR_ROWS]
+    for name in rows:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near}?" if near else f"use {', '.join(known)}"
+            raise ConfigError(f"there is no row {name!r} to measure", remedy=hint)
+    return list(rows) or (list(ROWS) if device.type == "cpu" else known)
+
+
+def _facts(setup: Bench, model: str, dense: str) -> dict[str, Any]:
+    place = setup.machine.device
+    return {
+        "model": model,
+        "dense": dense,
+        "images": list(setup.images),
+        "rounds": setup.rounds,
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "precision": str(setup.machine.dtype).removeprefix("torch."),
+        "compile": setup.machine.compile,
+        "clock": "CPU time of all threads" if place.type == "cpu" else "wall",
+        "gflops": round(setup.ceilings.operations / 1e9, 1),
+        "gbytes": round(setup.ceilings.bandwidth / 1e9, 2),
+        "diffmoe": version("diffmoe"),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the source, with a + if it was changed since; None outside of a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _heading(facts: dict[str, Any]) -> str:
+    ceilings = f"{facts['gflops']:g} GFLOP/s and {facts['gbytes']:g} GB/s at best"
+    where = f"{facts['device']}, threads: {facts['threads']}, {facts['precision']}, {ceilings}"
+    return f"{facts['model']} beside {facts['dense']} on {where}"
+
+
+def _lines(row: Row) -> list[str]:
+    verdict = {None: "", True: "met", False: "MISSED"}[row.met]
+    least = "at least " if row.at_least else ""
+    bar = "" if row.bar is None else f"  bar {least}{row.bar:.2f} {verdict}"
+    lines = [f"{row.name:<13}{row.value:>7.3f} ± {row.spread:.3f}{bar}  {row.what}"]
+    for name, seconds in row.seconds.items():
+        over = row.over_floor[name]
+        lines.append(f"{'':<13}{seconds * 1e3:>10.1f} ms  {over:.2f} x floor  {name}")
+    if row.difference:
+        lines.append(f"{'':<13}{row.difference:>10.1e}  largest difference from the loops")
+    return [*lines, f"{'':<13}{row.note}"] if row.note else lines

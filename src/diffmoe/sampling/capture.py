@@ -1,0 +1,99 @@
+"""A network recorded once and replayed: a batch of one is otherwise bound by launching kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffmoe.errors import ConfigError
+from diffmoe.model import DiT, Prediction, Routing, RoutingPlan
+
+__all__ = ["Captured"]
+
+Run = Callable[[], Prediction]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A graph, the tensors it reads from and those it writes to."""
+
+    inputs: tuple[Tensor, ...]
+    output: Prediction
+    replay: Callable[[], object]
+
+
+class Captured:
+    """A network that answers from recorded graphs, one for each shape of inputs and of plan.
+
+    Call it as the network itself. It needs a plan that leaves nothing for the host to read: a
+    static policy, selection `image`, or `max_capacity` where torch's grouped product runs.
+    """
+
+    def __init__(
+        self,
+        model: DiT,
+        record: Callable[[Run], tuple[Prediction, Callable[[], object]]] | None = None,
+    ) -> None:
+        self.model = model
+        self._record = record or _record
+        self._recordings: dict[Any, _Recording] = {}
+
+    @property
+    def moe_layers(self) -> Any:
+        """Those of the network."""
+        return self.model.moe_layers
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
+        """The network's prediction; tensors of its own, which the next call leaves alone."""
+        thresholds = () if plan.thresholds is None else (plan.thresholds,)
+        inputs = (x_t, t, condition, *thresholds)
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
+        key = (shapes, plan.selection, plan.policy, plan.pool_of_image, plan.max_capacity)
+        if key not in self._recordings:
+            self._recordings[key] = self._new(inputs, plan)
+        recording = self._recordings[key]
+        for own, given in zip(recording.inputs, inputs, strict=True):
+            own.copy_(given)
+        recording.replay()
+        return _copy(recording.output)
+
+    def _new(self, inputs: tuple[Tensor, ...], plan: RoutingPlan) -> _Recording:
+        own = tuple(tensor.clone() for tensor in inputs)
+        x_t, t, condition = own[:3]
+        fixed = replace(plan, thresholds=own[3] if len(own) > 3 else None)
+        try:
+            output, replay = self._record(lambda: self.model(x_t, t, condition, fixed))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"selection {plan.selection} cannot be recorded here: the host waits for counts",
+                remedy="set sampling.max_capacity and sampling.precision bfloat16 (on Hopper), or"
+                " use selection image",
+            ) from error
+        return _Recording(own, output, replay)
+
+
+def _record(run: Run) -> tuple[Prediction, Callable[[], object]]:
+    """Record `run` as a CUDA graph, after a few runs that let libraries allocate what they need."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run()
+    return output, graph.replay
+
+
+def _copy(prediction: Prediction) -> Prediction:
+    return Prediction(
+        prediction.sample.clone(), tuple(_copy_record(record) for record in prediction.routing)
+    )
+
+
+def _copy_record(record: Routing) -> Routing:
+    values = {entry.name: getattr(record, entry.name) for entry in fields(record)}
+    return Routing(**{n: v.clone() if isinstance(v, Tensor) else v for n, v in values.items()})
