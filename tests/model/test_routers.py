@@ -554,6 +554,16 @@ def test_under_a_cap_an_image_is_still_its_own(selection: str) -> None:
         torch.testing.assert_close(alone[0], together[image], **EXACT)
 
 
+@pytest.mark.parametrize("image", [0, 1, 4])
+@pytest.mark.parametrize("selection", ["token", "gate"])
+def test_under_a_cap_a_poisoned_image_harms_itself_alone(selection: str, image: int) -> None:
+    layer, x = layer_for(tiny.batch_pool(3)), rows_for(5).detach()
+    x[image] = torch.nan
+    output, routing = layer(x, capped(selection, 2.0))
+    others = [other for other in range(5) if other != image]
+    assert output[others].isfinite().all() and routing.gate[~routing.valid].eq(0).all()
+
+
 def test_a_cap_without_meaning_is_refused() -> None:
     with pytest.raises(ConfigError, match="no meaning in selection pool"):
         RoutingPlan(selection="pool", policy="ema", max_capacity=1.0)
@@ -578,3 +588,11 @@ def test_the_fast_selection_is_the_stable_sort(levels: int, scale: float) -> Non
         order = values.sort(dim=-1, descending=True, stable=True).indices
         assert torch.equal(_largest(values, keep), order[..., :keep].sort(dim=-1).values)
         assert torch.equal(_largest(values.double(), keep), _largest(values, keep))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_nan_of_either_sign_comes_first(sign: int) -> None:
+    values = torch.arange(6.0)
+    values[2] = sign * torch.tensor(torch.nan)
+    for dtype in (torch.float32, torch.float64):
+        assert _largest(values.to(dtype)[None, None], 2).tolist() == [[[2, 5]]]

@@ -43,7 +43,7 @@ class Recorder:
 @torch.no_grad()
 def test_a_recorded_network_is_the_network() -> None:
     model, recorder = tiny.model(tiny.batch_pool(4)), Recorder()
-    network = Captured(model, recorder)
+    network = Captured(model, record=recorder)
     assert network.moe_layers == model.moe_layers
     found = []
     for seed in range(3):
@@ -59,7 +59,7 @@ def test_a_recorded_network_is_the_network() -> None:
 @torch.no_grad()
 def test_thresholds_are_inputs_and_shapes_are_not() -> None:
     model, recorder = tiny.model(tiny.batch_pool(4)), Recorder()
-    network = Captured(model, recorder)
+    network = Captured(model, record=recorder)
     inputs = tiny.batch(2)
     for gamma in (0.3, 0.7):
         plan = RoutingPlan(
@@ -80,7 +80,7 @@ def test_a_plan_that_reads_counts_is_refused() -> None:
     def fail(run: Callable[[], Prediction]):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    network = Captured(tiny.model(tiny.batch_pool(4)), fail)
+    network = Captured(tiny.model(tiny.batch_pool(4)), record=fail)
     with pytest.raises(ConfigError, match=r"selection image cannot be recorded.*max_capacity"):
         network(*tiny.batch(2), IMAGE)
 

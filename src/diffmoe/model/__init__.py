@@ -7,7 +7,7 @@ from diffmoe.model.counts import (
     saved_bytes,
 )
 from diffmoe.model.dit import DiT, MixtureOfExperts, Prediction, build_model, empty_model
-from diffmoe.model.experts import Experts
+from diffmoe.model.experts import Experts, counts_stay_on_device
 from diffmoe.model.layers import FeedForward, linear_high
 from diffmoe.model.precision import cast_for_products
 from diffmoe.model.router import ROUTERS, Router, register_router
@@ -34,6 +34,7 @@ __all__ = [
     "capacity_of_images",
     "cast_for_products",
     "count_parameters",
+    "counts_stay_on_device",
     "empty_model",
     "kth_largest",
     "linear_high",

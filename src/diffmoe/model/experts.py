@@ -1,8 +1,9 @@
 """Stacked experts that execute a `Routing` record and know nothing of who chose.
 
 Two executions of one function, chosen in `Experts.forward` by whether shapes are static:
-a batched product when every expert has the same number of rows, a grouped product otherwise.
-No buffer is larger than the pairs themselves.
+a batched product when every expert has the same number of rows, a grouped product otherwise,
+itself a kernel where torch has one that is right and a loop elsewhere. No buffer is larger than
+the pairs themselves.
 """
 
 import itertools
@@ -13,23 +14,29 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from diffmoe.model.layers import FEW_ROWS, steady
 from diffmoe.model.routing import Routing
 
-__all__ = ["Experts", "grouped_linear"]
+__all__ = ["Experts", "counts_stay_on_device", "grouped_linear"]
 
 _ALIGNMENT = 16  # bytes: grouped_mm wants rows that start on such a boundary
 
 
+def counts_stay_on_device(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether dynamic counts need no read by the host: torch's grouped product runs there."""
+    if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)  # elsewhere it loops, too
+
+
 def _grouped_mm_serves(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether torch's grouped product is there and right for this device, dtype and shape."""
-    if rows.device.type == "cpu":  # a loop over the experts there, too
-        return False
     sizes = (*rows.shape[1:], *weight.shape[1:])
     if rows.shape[0] == 0 or any(size * dtype.itemsize % _ALIGNMENT for size in sizes):
         return False
-    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(rows.device) >= (9, 0)
+    return counts_stay_on_device(rows.device, dtype)
 
 
 def _spans(ends: Tensor, sizes: Sequence[int] | None) -> list[tuple[int, int]]:
@@ -52,12 +59,11 @@ def grouped_linear(
     their sizes on the host; returns (N, M).
     """
     if _grouped_mm_serves(rows, weight, rows.dtype):
-        index = torch.arange(rows.shape[0], device=rows.device)
+        group = _group_of_rows(rows, ends)
         product = F.grouped_mm(rows, weight, offs=ends.to(torch.int32))
         if bias is not None:
-            group = torch.searchsorted(ends, index, right=True).clamp_max(ends.shape[0] - 1)
-            product += F.embedding(group, bias)
-        return product.masked_fill_((index >= ends[-1])[:, None], 0)
+            product += F.embedding(group.clamp_max(len(ends) - 1), bias)
+        return product.masked_fill_((group == len(ends))[:, None], 0)
     output = rows.new_empty(rows.shape[0], weight.shape[2])
     spans = _spans(ends, sizes)
     for group, (start, stop) in enumerate(spans):
@@ -67,8 +73,16 @@ def grouped_linear(
     return output
 
 
+def _group_of_rows(rows: Tensor, ends: Tensor) -> Tensor:
+    """The group of each row; rows after the last one are of group E."""
+    index = torch.arange(rows.shape[0], device=rows.device)
+    return torch.searchsorted(ends, index, right=True)
+
+
 def _affine(rows: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
     # One kernel adds the bias, whatever the rows: added later it would be rounded differently.
+    if len(rows) == 0:
+        return
     if len(rows) < FEW_ROWS:
         out.copy_(steady(lambda many: F.linear(many, weight.t(), bias), rows))
     elif bias is None:
@@ -85,6 +99,10 @@ def _grouped_outer(
 
     (N, K), (N, M) -> (E, K, M), (E, M)
     """
+    if _grouped_mm_serves(rows, grads[None], rows.dtype):
+        sums = grads.new_zeros(len(ends) + 1, grads.shape[1])
+        sums = sums.index_add_(0, _group_of_rows(rows, ends), grads)
+        return F.grouped_mm(rows.t(), grads, offs=ends.to(torch.int32)), sums[:-1].clone()
     product = rows.new_empty(ends.shape[0], rows.shape[1], grads.shape[1])
     total = rows.new_empty(ends.shape[0], grads.shape[1])
     for group, (start, stop) in enumerate(_spans(ends, sizes)):
@@ -129,6 +147,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 grouped_linear.register_autograd(_backward, setup_context=_save)
 
 
+def _readable(tensor: Tensor) -> bool:
+    """Whether the host may read a tensor's values: not while a graph is made of it."""
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor))
+
+
 class Experts(nn.Module):
     """E feed-forward networks D -> F -> D (GELU-tanh, biases) as stacked weights."""
 
@@ -169,8 +192,8 @@ class Experts(nn.Module):
         low = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if low else taken.dtype
         ends, sizes = routing.count.cumsum(0), routing.sizes
-        sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if sizes is None and sampling and not _grouped_mm_serves(taken, self.weight1, dtype):
+        loops = not _grouped_mm_serves(taken, self.weight1, dtype)
+        if sizes is None and loops and _readable(taken):
             sizes = tuple(routing.count.tolist())  # read once, not in each product
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

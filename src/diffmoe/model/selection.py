@@ -1,5 +1,6 @@
 """Selection of rows: pools, the largest of them for each expert, and pairs from masks."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -36,12 +37,19 @@ def _rows_by_size(pools: Pools, tokens: int, device: torch.device) -> list[Int[T
     if size is not None:
         return [torch.arange(len(pools) * size * tokens, device=device).view(len(pools), -1)]
     sizes = sorted({len(members) for members in pools}, reverse=True)
-    offsets = torch.arange(tokens, device=device)
-    tables = [
-        torch.tensor([members for members in pools if len(members) == size], device=device)
-        for size in sizes
-    ]
-    return [(table[:, :, None] * tokens + offsets).flatten(1) for table in tables]
+    rows = [_rows_of(members, tokens, device) for members in pools]
+    return [torch.stack([own for own in rows if len(own) == size * tokens]) for size in sizes]
+
+
+def _rows_of(members: tuple[int, ...], tokens: int, device: torch.device) -> Int[Tensor, "R"]:
+    """Rows of the images of one pool, from ranges: a table from the host would make it wait."""
+    runs: list[list[int]] = []
+    for image in members:
+        if runs and image == runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([image, image + 1])
+    return torch.cat([torch.arange(a * tokens, b * tokens, device=device) for a, b in runs])
 
 
 def _rows_to_take(rows: int, experts: int, capacity: float) -> int:
@@ -64,7 +72,8 @@ def _largest(values: Float[Tensor, "P E R"], keep: int) -> Int[Tensor, "P E K"]:
     # Bits of floats order like integers (those of negative ones once they are turned round), and
     # an index below them tells equal ones apart. So a selection serves, where only a stable sort
     # of everything would: it is 5 times as fast.
-    bits = (values + 0.0).contiguous().view(torch.int32)  # + 0.0: -0.0 equals 0.0
+    plain = values.masked_fill(values.isnan(), torch.inf) + 0.0  # NaN has two signs, and so has 0
+    bits = plain.contiguous().view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     last = values.shape[-1] - 1
     index = torch.arange(last, -1, -1, device=values.device)
@@ -108,9 +117,11 @@ def kth_largest(
     for block, rows in _blocks(values, pools):
         keep = _rows_to_take(rows.shape[1], values.shape[-1], capacity)
         found.append(block.topk(keep, dim=-1, sorted=False).values.amin(dim=-1))
+    if len(found) == 1:
+        return found[0]
     by_size = sorted(range(len(pools)), key=lambda pool: -len(pools[pool]))
-    place = sorted(range(len(pools)), key=by_size.__getitem__)
-    return torch.cat(found)[place] if len(found) > 1 else found[0]
+    of_pool = dict(zip(by_size, (row for part in found for row in part), strict=True))
+    return torch.stack([of_pool[pool] for pool in range(len(pools))])
 
 
 def smallest_gate(routing: Routing, pools: int) -> Float[Tensor, "P E"]:
@@ -172,7 +183,7 @@ def padded_pairs(
     score = demand.masked_fill(~wanted, -torch.inf).flatten(1)[:, None]
     index = _largest(score, room)[:, 0]
     valid = wanted.flatten(1).gather(1, index)
-    gate = affinity.flatten(1).gather(1, index) * valid
+    gate = affinity.flatten(1).gather(1, index).masked_fill(~valid, 0)  # 0 times NaN is NaN
     first = torch.arange(images, device=index.device)[:, None] * tokens
     token = (first + index // experts).masked_fill(~valid, 0)
     expert = (index % experts).masked_fill(~valid, experts).flatten()  # padding comes last
@@ -189,5 +200,7 @@ def pool_of_rows(pools: Pools, tokens: int, device: torch.device) -> Int[Tensor,
     if size is not None:
         return torch.arange(len(pools), device=device).repeat_interleave(size * tokens)
     names = {image: pool for pool, members in enumerate(pools) for image in members}
-    labels = torch.tensor([names[image] for image in range(len(names))], device=device)
-    return labels.repeat_interleave(tokens)
+    runs = itertools.groupby(names[image] for image in range(len(names)))
+    return torch.cat(
+        [torch.full((len(list(run)) * tokens,), pool, device=device) for pool, run in runs]
+    )

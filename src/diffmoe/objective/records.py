@@ -89,8 +89,10 @@ class Objective(Protocol):
 
 def spread(t: float | Tensor, x: Tensor) -> Tensor:
     """One time for each image of `x`, in at least float32: bfloat16 would merge neighbours."""
-    dtype = torch.promote_types(x.dtype, torch.float32) if isinstance(t, float) else None
-    return torch.as_tensor(t, dtype=dtype, device=x.device).expand(x.shape[0])
+    if isinstance(t, Tensor):
+        return t.to(x.device).expand(x.shape[0])
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.full((x.shape[0],), t, dtype=dtype, device=x.device)  # no copy from the host
 
 
 def like_images(values: Tensor, x: Tensor) -> Tensor:

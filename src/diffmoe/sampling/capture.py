@@ -28,15 +28,20 @@ class Captured:
     """A network that answers from recorded graphs, one for each shape of inputs and of plan.
 
     Call it as the network itself. It needs a plan that leaves nothing for the host to read: a
-    static policy, selection `image`, or `max_capacity` where torch's grouped product runs.
+    static policy, selection `image`, or `max_capacity` where torch's grouped product runs. Without
+    `keep_records` the routing of a prediction holds only until the next call: copies of it would
+    launch as many kernels again.
     """
 
     def __init__(
         self,
         model: DiT,
+        *,
+        keep_records: bool = True,
         record: Callable[[Run], tuple[Prediction, Callable[[], object]]] | None = None,
     ) -> None:
         self.model = model
+        self._keep_records = keep_records
         self._record = record or _record
         self._recordings: dict[Any, _Recording] = {}
 
@@ -47,6 +52,10 @@ class Captured:
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
         """The network's prediction; tensors of its own, which the next call leaves alone."""
+        with torch.cuda.device_of(x_t):  # streams and graphs belong to the current device
+            return self._answer(x_t, t, condition, plan)
+
+    def _answer(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
         thresholds = () if plan.thresholds is None else (plan.thresholds,)
         inputs = (x_t, t, condition, *thresholds)
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
@@ -57,7 +66,7 @@ class Captured:
         for own, given in zip(recording.inputs, inputs, strict=True):
             own.copy_(given)
         recording.replay()
-        return _copy(recording.output)
+        return _copy(recording.output, self._keep_records)
 
     def _new(self, inputs: tuple[Tensor, ...], plan: RoutingPlan) -> _Recording:
         own = tuple(tensor.clone() for tensor in inputs)
@@ -65,6 +74,8 @@ class Captured:
         fixed = replace(plan, thresholds=own[3] if len(own) > 3 else None)
         try:
             output, replay = self._record(lambda: self.model(x_t, t, condition, fixed))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ConfigError(
                 f"selection {plan.selection} cannot be recorded here: the host waits for counts",
@@ -75,7 +86,19 @@ class Captured:
 
 
 def _record(run: Run) -> tuple[Prediction, Callable[[], object]]:
-    """Record `run` as a CUDA graph, after a few runs that let libraries allocate what they need."""
+    """Record `run` as a CUDA graph, after a few runs that let libraries allocate what they need.
+
+    Casts that autocast keeps would die with its context, and the graph would read what is gone.
+    """
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        return _graph(run)
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
+def _graph(run: Run) -> tuple[Prediction, Callable[[], object]]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -88,10 +111,10 @@ def _record(run: Run) -> tuple[Prediction, Callable[[], object]]:
     return output, graph.replay
 
 
-def _copy(prediction: Prediction) -> Prediction:
-    return Prediction(
-        prediction.sample.clone(), tuple(_copy_record(record) for record in prediction.routing)
-    )
+def _copy(prediction: Prediction, records: bool) -> Prediction:
+    routing = prediction.routing
+    kept = tuple(_copy_record(record) for record in routing) if records else routing
+    return Prediction(prediction.sample.clone(), kept)
 
 
 def _copy_record(record: Routing) -> Routing:

@@ -56,7 +56,7 @@ def generate(
     config = replace(config, sampling=settings)  # its checks refuse another objective's sampler
     check_request(config, labels, seeds)
     model = _prepared(model, settings)
-    network = _recorded(model) if capture else model
+    network = _recorded(model, callback is not None) if capture else model
     alone = settings.sampler == "dopri5" and not settings.shared_step
     size = 1 if alone else settings.batch
     found = []
@@ -80,10 +80,10 @@ def _prepared(model: DiT, settings: SamplingConfig) -> DiT:
     return cast_for_products(model, torch.bfloat16) if low else model
 
 
-def _recorded(model: DiT) -> Captured:
+def _recorded(model: DiT, keep_records: bool) -> Captured:
     if model.positions.device.type != "cuda":
         raise ConfigError("graphs are recorded on CUDA devices only", remedy="leave out capture")
-    return Captured(model)
+    return Captured(model, keep_records=keep_records)
 
 
 @torch.inference_mode()

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from diffmoe.experiments.speed.answer import Bench, Row, Variant
+from diffmoe.experiments.speed.answer import Bench, Check, Row, Variant
 from diffmoe.experiments.speed.workload import ModelWork, largest_difference
-from diffmoe.model import RoutingPlan, cast_for_products
+from diffmoe.model import RoutingPlan, cast_for_products, counts_stay_on_device
 from diffmoe.presets import preset
 from diffmoe.sampling import Captured
 
@@ -17,7 +17,9 @@ __all__ = ["ACCELERATOR_ROWS", "sampling", "training"]
 
 Answer = TypeVar("Answer")
 _BATCH = 256  # images of a training step, or as many of them as fit
-_STATE = 9  # times the weights are moved in a step: read twice, gradient, moments, average
+# Times the weights' bytes are moved in a step: read twice, the gradient written and read, two
+# moments read and written, the weights written, the average read and written.
+_STATE = 2 + 2 + 4 + 1 + 2
 
 
 @contextmanager
@@ -67,16 +69,19 @@ def training(
         )
         moved = _STATE * work.parameter_bytes
         slow, plain = work.whole_step(loops, exact), work.whole_step(work.model)
+        low = work.whole_step(loops)
         return bench.row(
             f"train-{name}",
             f"training step of {model}: loops in TF32 / here, {number} images",
             {
-                "loops": Variant(_in_tf32(slow), moved, slow),
+                "loops": Variant(_in_tf32(slow), moved, slow, exact),
                 "diffmoe": Variant(work.whole_step(work.compiled()), moved, plain),
+                "eager": Variant(plain, moved),
+                "loops, same dtype": Variant(low, moved),
             },
             bar=bar,
             at_least=True,
-            difference=difference,
+            check=Check(difference, 1e-4),
         )
 
     def against_dense(number: int) -> Iterator[Row]:
@@ -108,37 +113,36 @@ def sampling(bench: Bench, name: str, model: str, images: int, bar: float) -> It
     """An evaluation while sampling, Algorithm 4 in loops over ours; a batch of one from a graph."""
     work = ModelWork(preset(model), images, bench.machine)
     loops, exact = work.loops(), torch.float32
-    whole = work.plan("pool")
+    whole, token = work.plan("pool"), work.plan("token")
     fast, plan = _fast(work, images)
-    difference = largest_difference(
-        [work.evaluate(work.model, whole, exact)()], [work.evaluate(loops, whole, exact)()]
-    )
     moved = work.parameter_bytes
-    slow = work.evaluate(loops, whole, exact)
+    low = moved * bench.machine.dtype.itemsize // 4
+    slow, timed = work.evaluate(loops, whole, exact), work.evaluate(fast, plan)
     yield bench.row(
         f"sample-{name}",
         f"sampling evaluation of {model}: loops in TF32 / here, {images} images",
         {
-            "loops": Variant(_in_tf32(slow), moved, slow),
-            "diffmoe": Variant(
-                work.evaluate(fast, plan),
-                moved * bench.machine.dtype.itemsize // 4,
-                work.evaluate(work.model, plan),
-            ),
+            "loops": Variant(_in_tf32(slow), moved, slow, exact),
+            "diffmoe": Variant(timed, low, work.evaluate(work.model, plan)),
+            "eager": Variant(work.evaluate(work.model, token), moved),
+            "loops, same dtype": Variant(work.evaluate(loops, whole), moved),
         },
         bar=bar,
         at_least=True,
-        difference=difference,
+        check=Check(
+            largest_difference([timed()], [work.evaluate(loops, token)()]), bench.tolerance
+        ),
     )
 
 
 def _fast(work: ModelWork, images: int) -> tuple[Any, RoutingPlan]:
     """The network as it samples fastest: its weights cast once, recorded if the batch is small."""
-    low = work.machine.dtype == torch.bfloat16
+    machine = work.machine
+    low = machine.dtype == torch.bfloat16
     network = cast_for_products(work.model, torch.bfloat16) if low else work.model
-    if images > 1 or work.machine.device.type != "cuda":
+    if images > 1 or not counts_stay_on_device(machine.device, machine.dtype):
         return network, work.plan("token")
-    return Captured(network), work.plan("token", max_capacity=1.25)
+    return Captured(network, keep_records=False), work.plan("token", max_capacity=1.25)
 
 
 def _of(size: str, dense: str | None, bar: float) -> Callable[[Bench], Iterator[Row]]:

@@ -34,7 +34,7 @@ class LoopMixture(MixtureOfExperts):
         for expert in range(affinity.shape[1]):
             chosen = self._choose(affinity[:, expert], demand[:, expert], expert, plan)
             answer = self._answer(rows[chosen], expert) * affinity[chosen, expert, None]
-            output = output.index_put((chosen,), answer.to(output.dtype), accumulate=True)
+            output.index_add_(0, chosen, answer.to(output.dtype))
             taken.append(chosen)
             if plan.selection == "train":
                 level = demand[:, expert].detach().sigmoid()

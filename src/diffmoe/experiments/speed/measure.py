@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Ceilings", "Ratio", "Times", "interleave", "measure_ceilings", "ratio"]
+__all__ = ["Ceilings", "Ratio", "Times", "clock_of", "interleave", "measure_ceilings", "ratio"]
 
 Variant = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one variant in each round: of all threads on a CPU, of the wall elsewhere."""
+    """Seconds of one variant in each round, by the clock of its device (`clock_of`)."""
 
     rounds: tuple[float, ...]
 
@@ -25,8 +25,8 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles, as a fraction of the median."""
-        return _half_range(self.rounds) / self.median
+        """Half the distance between the quartiles, seconds."""
+        return _half_range(self.rounds)
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,16 @@ def interleave(
     return {name: Times(tuple(found)) for name, found in seconds.items()}
 
 
+def clock_of(device: torch.device) -> str:
+    """CPU time for one thread on a CPU, as it leaves out what other programs take; else the wall's.
+
+    Added up over several threads it would hide what only one of them works on.
+    """
+    return "CPU time" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
 def _seconds(run: Variant, device: torch.device) -> float:
-    # CPU time leaves out what other programs take; an accelerator is waited for instead.
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    clock = time.process_time if clock_of(device) == "CPU time" else time.perf_counter
     _wait(device)
     began = clock()
     run()
@@ -75,8 +82,8 @@ def _seconds(run: Variant, device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from diffmoe.device import keep_freed_memory, resolve_device
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.speed.accelerator import ACCELERATOR_ROWS
 from diffmoe.experiments.speed.answer import Bench, Row
-from diffmoe.experiments.speed.measure import measure_ceilings
+from diffmoe.experiments.speed.measure import clock_of, measure_ceilings
 from diffmoe.experiments.speed.rows import ROWS
 from diffmoe.experiments.speed.workload import Machine
 from diffmoe.presets import preset
@@ -54,9 +54,10 @@ def bench(
     precision: str = "float32",
     threads: int | None = None,
     compile: bool = False,
+    out: Path | None = None,
     progress: bool = False,
 ) -> Measured:
-    """Measure `rows` (none = all) of a DiffMoE preset beside a dense one.
+    """Measure `rows` (none = all) of a DiffMoE preset beside a dense one; into `out` row by row.
 
     `images` are those of the large and of the small batch. Raises ConfigError for a row there is
     not, or presets that do not go together.
@@ -74,13 +75,16 @@ def bench(
             images=images,
             experts=(4, 32, 64),
             machine=Machine(place, dtype, compile),
-            ceilings=measure_ceilings(place, dtype),
+            ceilings={kind: measure_ceilings(place, kind) for kind in {dtype, torch.float32}},
             rounds=rounds,
         )
         answers: list[Row] = []
+        facts = _facts(setup, model, dense)
         for name in tqdm(asked, desc="bench", unit="row", disable=not progress):
             answers += {**ROWS, **ACCELERATOR_ROWS}[name](setup)
-        return Measured(tuple(answers), _facts(setup, model, dense))
+            if out is not None:  # what is measured is kept, whatever comes
+                Measured(tuple(answers), facts).write(out)
+        return Measured(tuple(answers), facts)
     finally:
         torch.set_num_threads(before)
 
@@ -97,7 +101,7 @@ def _asked(rows: Sequence[str], device: torch.device) -> list[str]:
 
 
 def _facts(setup: Bench, model: str, dense: str) -> dict[str, Any]:
-    place = setup.machine.device
+    place, ceilings = setup.machine.device, setup.ceilings[setup.machine.dtype]
     return {
         "model": model,
         "dense": dense,
@@ -107,9 +111,9 @@ def _facts(setup: Bench, model: str, dense: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": str(setup.machine.dtype).removeprefix("torch."),
         "compile": setup.machine.compile,
-        "clock": "CPU time of all threads" if place.type == "cpu" else "wall",
-        "gflops": round(setup.ceilings.operations / 1e9, 1),
-        "gbytes": round(setup.ceilings.bandwidth / 1e9, 2),
+        "clock": clock_of(place),
+        "gflops": round(ceilings.operations / 1e9, 1),
+        "gbytes": round(ceilings.bandwidth / 1e9, 2),
         "diffmoe": version("diffmoe"),
         "commit": _commit(),
         "torch": torch.__version__,
@@ -145,7 +149,7 @@ def _commit() -> str | None:
 def _heading(facts: dict[str, Any]) -> str:
     ceilings = f"{facts['gflops']:g} GFLOP/s and {facts['gbytes']:g} GB/s at best"
     where = f"{facts['device']}, threads: {facts['threads']}, {facts['precision']}, {ceilings}"
-    return f"{facts['model']} beside {facts['dense']} on {where}"
+    return f"{facts['model']} beside {facts['dense']}, {facts['clock']}, on {where}"
 
 
 def _lines(row: Row) -> list[str]:
@@ -156,6 +160,7 @@ def _lines(row: Row) -> list[str]:
     for name, seconds in row.seconds.items():
         over = row.over_floor[name]
         lines.append(f"{'':<13}{seconds * 1e3:>10.1f} ms  {over:.2f} x floor  {name}")
-    if row.difference:
-        lines.append(f"{'':<13}{row.difference:>10.1e}  largest difference from the loops")
+    if row.check is not None:
+        verdict = "" if row.check.passed else f", MORE than {row.check.tolerance:g}"
+        lines.append(f"{'':<13}{row.check.difference:>10.1e}  from the loops at most{verdict}")
     return [*lines, f"{'':<13}{row.note}"] if row.note else lines

@@ -43,7 +43,7 @@ def _alive(model: DiT) -> DiT:
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dim() > 1 and not parameter.any():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(0.02 * noise)
+                parameter.copy_(0.1 * noise)
     return model
 
 
@@ -165,6 +165,8 @@ class LayerWork:
         with torch.no_grad():
             self.layer.experts.initialize(generator)
             self.layer.router.initialize(generator)
+            for bias in (self.layer.experts.bias1, self.layer.experts.bias2):
+                bias.copy_(torch.randn(bias.shape, generator=generator))  # zeros would hide them
         self.layer.to(device)
         self.loops = LoopMixture(self.layer)
         shape = (model.tokens, model.width)
@@ -214,8 +216,9 @@ class LayerWork:
 
 
 def largest_difference(one: list[Tensor], two: list[Tensor]) -> float:
-    """The largest difference of two lists of tensors, each relative to its own norm."""
-    return max(
-        ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
+    """The largest difference of two lists of tensors, each relative to its norm; NaN if any is."""
+    found = [
+        (a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)
         for a, b in zip(one, two, strict=True)
-    )
+    ]
+    return float(torch.stack(found).max())

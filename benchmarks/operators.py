@@ -1,6 +1,6 @@
 """Where does the time of a step go? The operators of a training step and a sampling evaluation.
 
-python benchmarks/profile.py diffmoe-s-e16-flow --images 16 --threads 1
+python benchmarks/operators.py diffmoe-s-e16-flow --images 16 --threads 1
 """
 
 import argparse
