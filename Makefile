@@ -18,7 +18,7 @@ ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: .venv/.stamp-demo ## train on digits, sample, score, write runs/demo/report.html (3 minutes)
+demo: .venv/.stamp-demo ## train on digits, sample, score, write runs/demo/report.html (77 s on two cores)
 	$(BIN)/diffmoe demo
 
 test: .venv/.stamp-test ## the test suite

@@ -1,5 +1,11 @@
 """The public names; `diffmoe` imports them from here when they are asked for."""
 
+import os
+
+# Before torch loads its threads: threads that wait by spinning make a shared machine many times
+# slower than sleeping ones.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from diffmoe.checkpoint import load
 from diffmoe.config import RunConfig, SamplingConfig
 from diffmoe.experiments import report

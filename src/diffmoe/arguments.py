@@ -33,6 +33,11 @@ _VALUE = re.compile(
 )
 _KIND = r" (\{None\}\|)?\[?((INT|FLOAT|STR|PATH)(?: \3)*)"
 
+# What a value is that people write otherwise.
+_MEANINGS = {
+    "--labels": ": a label is the number of a class, from 0 in the order of the sub-folders' names"
+}
+
 # What to do where a kind of record lacks a field that another kind has.
 _INSTEAD = {
     "digits": "digits are built in: for images of your own start from a preset whose data are a"
@@ -80,7 +85,7 @@ class DemoCommand:
     """Train a small DiffMoE on real digits, sample it and write a report, in minutes."""
 
     run: Path = Path("runs/demo")  # the run folder
-    steps: int | None = None  # optimizer steps; None = the preset's
+    steps: int | None = None  # optimizer steps; None = the preset's, or those already done
     count: int = 1000  # images to score
     quiet: bool = False  # no progress bar
 
@@ -135,7 +140,19 @@ def parse(record: type[Record], default: Record, words: Sequence[str], prog: str
     if unknown:
         _refuse_another_kind(unknown, default, prog)
         raise _unknown(unknown, list(_flags(default)), prog)
+    _refuse_nothing(found, words, prog)
     return found
+
+
+def _refuse_nothing(found: Any, words: Sequence[str], prog: str) -> None:
+    """Raise ConfigError for a flag of several values that was given none: not its default."""
+    for entry in fields(found):
+        flag = f"--{entry.name.replace('_', '-')}"
+        if getattr(found, entry.name) == () and flag in words:
+            raise ConfigError(
+                f"{flag} was given no value",
+                remedy=f"give one or more, or leave it out; see {prog} --help",
+            )
 
 
 def _mistake(stop: SystemExit, box: str, prog: str) -> DiffMoEError:
@@ -147,7 +164,8 @@ def _mistake(stop: SystemExit, box: str, prog: str) -> DiffMoEError:
     found = _PLACE.match(message)
     if found:
         message = _wrong_value(found[1], found[2], helptext)
-    return ConfigError(message.rstrip(". "), remedy=f"see {prog} --help")
+    meaning = _MEANINGS.get(found[1], "") if found else ""
+    return ConfigError(message.rstrip(". "), remedy=f"see {prog} --help{meaning}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,13 +1,13 @@
 """The front door: one thin verb for each task."""
 
 import contextlib
+import itertools
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffmoe.arguments import (
     BenchCommand,
@@ -18,48 +18,76 @@ from diffmoe.arguments import (
     TrainCommand,
     parse,
 )
-from diffmoe.config import RunConfig, read_config, to_yaml
-from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, StoppedError, StorageError
+from diffmoe.config import RunConfig, nearest, read_config, to_yaml
+from diffmoe.console import (
+    conversion_lines,
+    needs_lines,
+    preset_lines,
+    program,
+    report_lines,
+    sentence,
+    usage,
+    versions,
+)
+from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, NoRunError, StoppedError
 from diffmoe.presets import PRESETS, preset
-
-if TYPE_CHECKING:
-    from diffmoe.experiments import RunReport
 
 __all__ = ["main"]
 
 
 def _train(words: list[str]) -> None:
     name, rest = _first(words, "train", "PRESET|RUN", TrainCommand)
-    folder = Path(name)
-    is_run = (folder / "config.yaml").is_file()
-    is_preset = name in PRESETS or not folder.is_dir()
-    config = preset(name) if is_preset and not is_run else _config_of(name)
-    default = TrainCommand(config=config, run=folder if is_run else Path("runs") / name)
+    default = _preset_or_run(name)
     command = parse(TrainCommand, default, rest, f"diffmoe train {name}")
+    _refuse_nameless(rest)
     if command.dry_run:
-        _print_needs(command.config)
+        from diffmoe.experiments import needs
+
+        print(to_yaml(command.config))
+        print("\n".join(needs_lines(needs(command.config))))
         return
     _refuse_several_processes()
     from diffmoe.device import keep_freed_memory
     from diffmoe.training import train
 
     keep_freed_memory()
+    steps, finished = command.config.loop.steps, _is_finished(command)
     train(command.config, command.run, progress=not command.quiet)
-    print(f"trained {command.config.loop.steps} steps: {command.run}")
-    print(f"next: diffmoe report {command.run}")
+    print(
+        f"{'nothing left to do, trained' if finished else 'trained'} {steps} steps: {command.run}"
+    )
+    print(f"next: {program()} report {shlex.quote(str(command.run))}")
 
 
-def _print_needs(config: RunConfig) -> None:
-    from diffmoe.experiments import needs
+def _preset_or_run(name: str) -> TrainCommand:
+    """Where training begins: with a preset, or with the run of that name."""
+    folder = Path(name)
+    if name not in PRESETS and not folder.is_dir():
+        if folder.name != name or nearest(name, list(PRESETS)) is None:
+            raise ConfigError(
+                f"there is neither a preset nor a run of the name {name!r}",
+                remedy="see diffmoe presets, and give a new run's folder as --run",
+            )
+    elif name not in PRESETS or (folder / "config.yaml").is_file():
+        return TrainCommand(config=_config_of(name), run=folder)
+    return TrainCommand(config=preset(name), run=Path("runs") / name)
 
-    print(to_yaml(config))
-    found = needs(config)
-    print(f"parameters   {found.parameters:,}")
-    print(f"activated    {found.activated['eq40']:,.0f} at C = 1 by Eq. 40")
-    print(f"             {found.activated['executed']:,.0f} with routers and predictors whole")
-    print("memory on one device, GiB")
-    for part, size in {**found.memory, "all": found.total}.items():
-        print(f"  {part:<28}{size / 2**30:10.3f}")
+
+def _refuse_nameless(words: list[str]) -> None:
+    """Raise ConfigError for an empty --run, which a path would take for the folder one is in."""
+    if "--run=" in words or ("--run", "") in itertools.pairwise(words):
+        raise ConfigError("--run is empty", remedy="name a folder, say runs/mine")
+
+
+def _is_finished(command: TrainCommand) -> bool:
+    """Whether a run has its steps; checkpoints are verified only if they say so."""
+    from diffmoe.checkpoint import RunFolder, claimed_step, newest_checkpoint
+
+    place = RunFolder(command.run).checkpoints
+    if claimed_step(place) != command.config.loop.steps:
+        return False
+    found = newest_checkpoint(place)
+    return found is not None and found[1].step == command.config.loop.steps
 
 
 def _sample(words: list[str]) -> None:
@@ -100,11 +128,12 @@ def _report(words: list[str]) -> None:
         command=shlex.join(["diffmoe", "report", *words]),
         progress=not command.quiet,
     )
-    _print_report(found)
+    print("\n".join(report_lines(found)))
 
 
 def _demo(words: list[str]) -> None:
     command = parse(DemoCommand, DemoCommand(), words, "diffmoe demo")
+    _refuse_nameless(words)
     from diffmoe.device import keep_freed_memory
     from diffmoe.experiments import demo
 
@@ -116,14 +145,9 @@ def _demo(words: list[str]) -> None:
         command=shlex.join(["diffmoe", "demo", *words]),
         progress=not command.quiet,
     )
-    _print_report(found)
-    print(f"next: diffmoe sample {command.run} --labels 3 3 7 --seeds 0 1 2")
-
-
-def _print_report(found: "RunReport") -> None:
-    print("\n".join(found.findings))
-    print(f"report: {found.page}")
-    print(f"figures: {', '.join(str(path) for path in found.figures.values())}")
+    print("\n".join(report_lines(found)))
+    run = shlex.quote(str(command.run))
+    print(f"next: {program()} sample {run} --labels 3 3 7 --seeds 0 1 2")
 
 
 def _bench(words: list[str]) -> None:
@@ -140,9 +164,9 @@ def _bench(words: list[str]) -> None:
         precision=command.precision,
         threads=command.threads,
         compile=command.compile,
+        out=command.out,
         progress=not command.quiet,
     )
-    found.write(command.out)
     print("\n".join(found.lines()))
     print(f"all of it: {command.out}")
 
@@ -160,8 +184,7 @@ def _convert(words: list[str]) -> None:
         heads=command.heads,
         objective=command.objective,
     )
-    left = f", left out: {', '.join(done.dropped)}" if done.dropped else ""
-    print(f"{done.tensors} tensors of model and ema, bit for bit: {done.path}{left}")
+    print("\n".join(conversion_lines(done)))
 
 
 def _presets(words: list[str]) -> None:
@@ -173,15 +196,7 @@ def _presets(words: list[str]) -> None:
     if words:
         print(to_yaml(preset(words[0])), end="")
         return
-    from diffmoe.model import activated_parameters, count_parameters
-
-    print(f"{'preset':<22}{'parameters':>14}{'activated':>12}  what it is")
-    for name, build in PRESETS.items():
-        model = build().model
-        total = count_parameters(model).total / 1e6
-        activated = activated_parameters(model)["eq40"] / 1e6
-        line = (build.__doc__ or "").splitlines()[0]
-        print(f"{name:<22}{total:>12.2f} M{activated:>10.2f} M  {line}")
+    print("\n".join(preset_lines()))
 
 
 _VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
@@ -195,25 +210,9 @@ _VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
 }
 
 
-def _usage() -> str:
-    lines = [
-        f"  diffmoe {f'{verb} {words}'.strip():<28}{what}"
-        for verb, (_, words, what) in _VERBS.items()
-    ]
-    return "\n".join(
-        [
-            "usage: diffmoe VERB ... [--field.name VALUE]",
-            "",
-            *lines,
-            "",
-            "diffmoe VERB ... --help lists the fields; --debug shows the traceback of an error",
-        ]
-    )
-
-
 def _first(words: list[str], verb: str, wanted: str, record: type) -> tuple[str, list[str]]:
     """The word a verb begins with; help without it, or an error."""
-    if words and not words[0].startswith("-"):
+    if words and words[0] and not words[0].startswith("-"):
         return words[0], words[1:]
     if words and words[0] in ("-h", "--help"):
         print(f"usage: diffmoe {verb} {wanted} [--field.name VALUE]\n\n{record.__doc__}\n")
@@ -221,17 +220,14 @@ def _first(words: list[str], verb: str, wanted: str, record: type) -> tuple[str,
             f"`diffmoe {verb} {wanted} --help` with a real name lists the fields and their values."
         )
         raise SystemExit(ExitCode.DONE)
-    raise ConfigError(f"diffmoe {verb} needs {wanted}", remedy=f"see diffmoe {verb} --help")
+    place = " as its first word, before any flag" if words else ""
+    raise ConfigError(f"diffmoe {verb} needs {wanted}{place}", remedy=f"see diffmoe {verb} --help")
 
 
 def _config_of(run: str) -> RunConfig:
     path = Path(run) / "config.yaml"
     if not path.is_file():
-        raise StorageError(
-            "this folder is no run: it has no config.yaml",
-            where=run,
-            remedy="give the folder of a training run, or train one: diffmoe train PRESET",
-        )
+        raise NoRunError(run)
     return read_config(path)
 
 
@@ -253,7 +249,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("diffmoe").setLevel(logging.INFO)
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())
+        print(usage({verb: row[1:] for verb, row in _VERBS.items()}))
+        return ExitCode.DONE
+    if words == ["--version"]:
+        print(versions())
         return ExitCode.DONE
     try:
         _verb(words[0])(words[1:])
@@ -280,8 +279,6 @@ def _leave_quietly() -> ExitCode:
 
 
 def _verb(name: str) -> Callable[[list[str]], None]:
-    from diffmoe.config import nearest
-
     if name not in _VERBS:
         near = nearest(name, list(_VERBS))
         raise ConfigError(
@@ -294,5 +291,5 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 def _fail(error: Exception, code: ExitCode, debug: bool) -> int:
     if debug:
         raise error
-    print(f"diffmoe: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    print(f"diffmoe: error: {sentence(error)}", file=sys.stderr)
     return code

@@ -7,6 +7,7 @@ __all__ = [
     "DataError",
     "DiffMoEError",
     "ExitCode",
+    "NoRunError",
     "NonFiniteError",
     "StoppedError",
     "StorageError",
@@ -36,6 +37,17 @@ class DiffMoEError(Exception):
 
 class ConfigError(DiffMoEError, ValueError):
     """A setting or argument is out of range, misspelt or in conflict with another."""
+
+
+class NoRunError(ConfigError):
+    """The folder that was named as a run is none."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            "this folder is no run: it has no config.yaml",
+            where=where,
+            remedy="give the folder of a training run, or train one: diffmoe train PRESET",
+        )
 
 
 class DataError(DiffMoEError):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 import trained
@@ -155,6 +156,31 @@ def test_shares_stand_in_their_cells(drawn: list[Any]) -> None:
     assert (low, high) == (0, 50)  # an even share of four experts is in the middle
 
 
+def test_shares_far_above_even_have_colours_of_their_own(drawn: list[Any]) -> None:
+    trace = trace_of(layers=1, experts=4)
+    trace.pairs[0] = torch.tensor([517, 790, 250, 0])
+    capacity_figures(trace, NAMES, Path())
+    picture = drawn[2].images[0]
+    colours = [picture.norm(value) for value in (51.7, 79.0, 25.0, 0.0)]
+    assert colours == pytest.approx([0.5 + 0.5 * 26.7 / 54, 1, 0.5, 0])
+
+
+def test_a_capacity_that_never_varies_has_no_figure(drawn: list[Any]) -> None:
+    trace = trace_of()
+    trace.step_sum, trace.class_sum = 1.0 * trace.step_images, 1.0 * trace.class_images
+    assert list(capacity_figures(trace, NAMES, Path())) == ["tokens_per_expert"]
+    assert len(drawn) == 1
+
+
+def test_a_loss_that_is_all_denoising_is_one_curve(drawn: list[Any], tmp_path: Path) -> None:
+    lines = [line | {"mse": line["loss"]} for line in descent()]
+    loss_figure(metrics(tmp_path / "m", lines), Path())
+    assert len(drawn[0].lines) == 1
+    assert [text.get_text() for text in drawn[0].get_legend().get_texts()] == [
+        "total, all of it mse"
+    ]
+
+
 def test_the_loss_has_plain_numbers_beside_it(drawn: list[Any], tmp_path: Path) -> None:
     loss_figure(metrics(tmp_path / "m", descent()), Path())
     (axes,) = drawn
@@ -232,6 +258,24 @@ def test_samples_stand_in_rows_beside_their_class(drawn: list[Any]) -> None:
         line = sheet[round(place)]
         assert (line == 10 * row + 50).sum() == 8 * count
         assert (line[line != 10 * row + 50] == 255).all()
+
+
+@pytest.mark.parametrize("side", [8, 256])
+@pytest.mark.parametrize("columns", [1, 2, 3, 10])
+@pytest.mark.parametrize("name", ["7", "a name of many letters", "x" * 300])
+def test_the_title_of_the_samples_is_whole_and_begins_where_they_do(
+    name: str, columns: int, side: int, drawn: list[Any]
+) -> None:
+    images = torch.zeros(2 * columns, 1, side, side, dtype=torch.uint8)
+    samples_figure(images, torch.arange(2 * columns) % 2, [name, "b"], Path())
+    (axes,) = drawn
+    axes.figure.draw_without_rendering()
+    (title,) = [text for text in axes.figure.findobj(Text) if "not chosen" in text.get_text()]
+    box, grid, page = title.get_window_extent(), axes.get_window_extent(), axes.figure.bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and box.y1 <= page.y1
+    assert box.x0 == pytest.approx(grid.x0, abs=3)
+    sheet = axes.images[0].get_array()
+    assert sheet.shape[1] == columns * side + (columns - 1) * max(1, side // 6)
 
 
 # --- manners ------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ def test_guidance_counts_whole_in_the_average_and_by_half_in_the_maps() -> None:
     assert trace.rows.tolist() == [2 * 5 * 16 * 4] * 2
     assert trace.step_images.tolist() == [5] * 4
     conditional = trace.per_step.mean().item()
+    assert trace.conditional == pytest.approx(conditional) and not trace.is_even
     assert trace.average != pytest.approx(conditional, rel=1e-4)
     assert all(one.evaluation.output.branches == 2 for one in moments)
 
@@ -125,14 +126,15 @@ def test_an_adaptive_solver_may_take_fewer_or_more_steps_than_were_named() -> No
 
 def test_fixed_capacity_is_one_everywhere() -> None:
     trace, _ = sampled(trained.config(selection="image", guidance=2.0))
-    assert trace.average == 1
+    assert trace.average == trace.conditional == 1 and trace.is_even
     assert (trace.per_expert == 0.25).all()
     torch.testing.assert_close(trace.per_step, torch.ones(4, dtype=torch.float64))
 
 
 def test_a_dense_model_has_capacity_one_and_no_maps() -> None:
     trace, _ = sampled(trained.config(tiny.ROUTERS["dense"]))
-    assert trace.average == 1 and not len(trace.per_step) and trace.per_expert.numel() == 0
+    assert trace.average == trace.conditional == 1 and trace.is_even
+    assert not len(trace.per_step) and trace.per_expert.numel() == 0
 
 
 def test_pairs_above_a_cap_are_counted_as_dropped() -> None:

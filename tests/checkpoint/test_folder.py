@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import torch
 import children
 from diffmoe.checkpoint import RunFolder, load, load_tensors, verify, write
 from diffmoe.config import RunConfig, read_config, to_dict, to_yaml
-from diffmoe.errors import ConfigError, DiffMoEError, StorageError
+from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, NoRunError, StorageError
 from diffmoe.training import new_state, state_parts
 from runs import changed, run_config
 from tiny import stir
@@ -55,7 +56,7 @@ def test_a_claimed_folder_holds_the_config_and_can_be_claimed_again(tmp_path: Pa
 
 
 def test_a_change_of_identity_is_refused_with_old_and_new_value(tmp_path: Path) -> None:
-    folder = made(tmp_path / "run")
+    folder = made(tmp_path / "run", 2)
     before = folder.config.read_bytes()
     other = changed(run_config(), {"model.pool_images": 4, "training.seed": 7})
     with folder.locked(), pytest.raises(ConfigError) as caught:
@@ -64,6 +65,62 @@ def test_a_change_of_identity_is_refused_with_old_and_new_value(tmp_path: Path) 
     assert "model.pool_images 8 -> 4" in said and "training.seed 0 -> 7" in said
     assert str(folder.path) in said and "--run" in said
     assert folder.config.read_bytes() == before
+
+
+def test_a_run_that_left_nothing_makes_room_for_another_config(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = made(tmp_path / "run")
+    folder.metrics.write_text('{"step": 1, "loss": 1.0}\n')
+    other = changed(run_config(), {"training.learning_rate": 0.1})
+    with caplog.at_level(logging.INFO, logger="diffmoe"):
+        made(tmp_path / "run", config=other)
+    assert "begins anew: training.learning_rate 0.003 -> 0.1" in caplog.text
+    assert read_config(folder.config) == other and not folder.metrics.exists()
+
+
+def test_a_run_whose_checkpoint_was_lost_makes_no_room(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    folder.metrics.write_text('{"step": 2, "loss": 1.0}\n')  # checkpoint_every is 2
+    other = changed(run_config(), {"training.learning_rate": 0.1})
+    with pytest.raises(ConfigError, match=r"learning_rate 0\.003 -> 0\.1"):
+        made(tmp_path / "run", config=other)
+    assert read_config(folder.config) == run_config() and folder.metrics.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "metrics.jsonl", "checkpoints/other.pt", "src/a.py"])
+def test_a_folder_of_other_things_is_no_home(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(StorageError, match=f"other things, {name.split('/')[0]} for one") as caught:
+        RunFolder(tmp_path).refuse_another(run_config())
+    assert len(str(caught.value).splitlines()) == 1 and "--run" in str(caught.value)
+
+
+def test_what_an_aborted_job_left_is_no_other_thing(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".tmp-step-00000002-x").mkdir(parents=True)
+    for name in (".lock", ".tmp-config-x.yaml"):
+        (tmp_path / name).touch()
+    made(tmp_path)
+    assert read_config(tmp_path / "config.yaml") == run_config()
+
+
+def test_what_may_not_be_read_is_not_called_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "run", 2)
+
+    def closed(path: Path, *others: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    said = r"the folder cannot be read \(Permission denied\) — "
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", closed)
+        with pytest.raises(StorageError, match=said + ".*run/checkpoints — check"):
+            load(folder.path)
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(StorageError, match=said + ".*run — check"):
+        load(folder.path)
 
 
 def test_what_may_change_is_taken_over(tmp_path: Path) -> None:
@@ -268,10 +325,10 @@ def test_a_damaged_older_checkpoint_is_refused_only_if_it_is_asked_for(tmp_path:
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="this folder is no run"):
-        load(tmp_path)
-    with pytest.raises(StorageError, match="this folder is no run"):
-        load(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(NoRunError, match="this folder is no run") as caught:
+            load(path)
+        assert caught.value.exit_code is ExitCode.BAD_INPUT
 
 
 def test_a_run_without_a_checkpoint_says_how_to_get_one(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,14 +69,19 @@ TYPED: list[tuple[str, int, str]] = [
     ("trian digits-diffmoe", 2, "unknown verb 'trian' — did you mean train?"),
     ("zzz", 2, "unknown verb 'zzz' — see diffmoe --help"),
     ("train", 2, "diffmoe train needs PRESET|RUN — see diffmoe train --help"),
-    ("train --loop.steps 3", 2, "diffmoe train needs PRESET|RUN"),
+    ("train --loop.steps 3", 2, "diffmoe train needs PRESET|RUN as its first word, before any flag"
+        " — see diffmoe train --help"),
+    ("sample --labels 3 run", 2, "diffmoe sample needs RUN as its first word, before any flag"),
     ("sample", 2, "diffmoe sample needs RUN"),
     ("report", 2, "diffmoe report needs RUN"),
     ("convert", 2, "diffmoe convert needs FILE|RUN TARGET"),
     ("convert run", 2, "diffmoe convert run needs TARGET"),
     ("train digits-difmoe", 2, "unknown preset 'digits-difmoe' — did you mean digits-diffmoe?"),
     ("train diffmoe-l-e61-flow", 2, "did you mean diffmoe-l-e16-flow?"),
-    ("train zzz", 2, "unknown preset 'zzz' — see `diffmoe presets`"),
+    ("train zzz", 2, "there is neither a preset nor a run of the name 'zzz' — see diffmoe presets"),
+    ("train runs/nonexist", 2, "neither a preset nor a run of the name 'runs/nonexist'"),
+    ("train runs/digits-diffmoe", 2, "neither a preset nor a run of the name 'runs/digits"),
+    ("train file", 2, "there is neither a preset nor a run of the name 'file'"),
     ("presets digits-difmoe", 2, "did you mean digits-diffmoe?"),
     ("presets --all", 2, "unexpected word '--all'"),
     ("presets digits-tc digits-ec", 2, "unexpected word 'digits-ec'"),
@@ -170,10 +175,12 @@ TYPED: list[tuple[str, int, str]] = [
     ("demo --count 0", 2, "count 0 is not in [1, 1000000]"),
     ("demo --steps 0", 2, "loop.steps 0"),
     # runs that are not there, or not this one
-    ("sample nowhere", 5, "this folder is no run: it has no config.yaml — nowhere — "),
-    ("report file", 5, "this folder is no run"),
-    ("train run/checkpoints", 5, "this folder is no run: it has no config.yaml — run/checkpoints"),
-    ("convert nowhere made", 5, "there is no such checkpoint file — nowhere"),
+    ("sample nowhere", 2, "this folder is no run: it has no config.yaml — nowhere — "),
+    ("report file", 2, "this folder is no run"),
+    ("train run/checkpoints", 2, "this folder is no run: it has no config.yaml — run/checkpoints"),
+    ("convert nowhere made", 2, "there is no such checkpoint file or run — nowhere"),
+    ("convert run made", 2, "the name of a checkpoint file needs a suffix — made — call it made.p"),
+    ("convert run .pt", 2, "the name of a checkpoint file needs a suffix — .pt"),
     ("convert run file", 5, "the target exists — file"),
     ("convert file run", 5, "the target exists — run"),
     ("convert file made --preset digits-difmoe", 2, "unknown preset 'digits-difmoe'"),
@@ -181,12 +188,18 @@ TYPED: list[tuple[str, int, str]] = [
     ("convert run made --heads 2 --objective flow", 2, "heads and objective cannot be chosen for a"
         " run, which knows its own — run — leave out"),
     ("convert run file/made", 5, "nothing can be written here (Not a directory) — file/made"),
-    ("convert . made", 5, "this folder is no run: it has no config.yaml — . — give"),
+    ("convert . made.pt", 2, "this folder is no run: it has no config.yaml — . — give"),
     ("train run --training.seed 5", 2, "the run folder holds another config: training.seed 0 -> 5"
         " — run — choose another --run"),
     ("train digits-dense --run run", 2, "the run folder holds another config: "),
     ("demo --run run", 2, "the run folder holds another config: "),
     # places that cannot be written
+    ("train digits-diffmoe --run .", 5, "the folder is no run and holds other things, file for one"
+        " — . — choose another --run"),
+    ("train digits-diffmoe --run run/checkpoints/step-00000004", 5, "no run and holds other"),
+    ("train digits-diffmoe --run=", 2, "--run is empty — name a folder"),
+    ("demo --run=", 2, "--run is empty — name a folder"),
+    ("demo --run . --quiet", 5, "the folder is no run and holds other things, file for one"),
     ("train digits-diffmoe --run file", 5, "cannot write to the run folder"),
     ("train digits-diffmoe --run file/below", 5, "cannot write to the run folder (Not a directory)"
         " — file/below — check"),
@@ -382,8 +395,8 @@ DAMAGED: list[tuple[Callable[[Path], str], int, str]] = [
     (without_heads, 2, "heads"),
     (without_objective, 2, "objective"),
     (no_tensors, 5, "other.pt"),
-    (no_images, 2, "data.path holds no images (png, jpg, jpeg, webp, bmp) — pictures"),
-    (loose_images, 2, "data.path holds 1 images but no class sub-folder of images — pictures"),
+    (no_images, 3, "data.path holds no images (png, jpg, jpeg, webp, bmp) — pictures"),
+    (loose_images, 3, "data.path holds 1 images but no class sub-folder of images — pictures"),
     (empty_class, 3, "class 'dog' holds no images — pictures/dog"),
     (far_too_many_classes, 2, "model.num_classes 10 is less than the 11 classes of the data"),
 ]
@@ -433,6 +446,39 @@ def test_several_processes_are_refused(
     assert not (home / "runs").exists()
 
 
+def test_an_empty_word_names_no_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(home)
+    for words, said in (
+        (["train", "digits-diffmoe", "--run", ""], "--run is empty"),
+        (["demo", "--run", ""], "--run is empty"),
+        (["train", ""], "diffmoe train needs PRESET|RUN"),
+    ):
+        code, sentence = refused(words, capsys)
+        assert code == 2 and sentence.startswith(said)
+    with pytest.raises(ConfigError, match="the run folder has an empty name"):
+        train(run_config(), "", progress=False)
+    assert files(home) == before
+
+
+def test_checkpoints_that_may_not_be_read_are_not_called_absent(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Path.iterdir
+
+    def closed(path: Path) -> Iterator[Path]:
+        if path.name == "checkpoints":
+            raise PermissionError(13, "Permission denied", str(path))
+        return honest(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    for words in ("sample run --labels 3", "train run --quiet", "convert run made.pt"):
+        code, sentence = refused(words, capsys)
+        assert code == ExitCode.STORAGE
+        assert sentence.startswith(
+            "the folder cannot be read (Permission denied) — run/checkpoints"
+        )
+
+
 def test_debug_shows_the_traceback(home: Path) -> None:
     with pytest.raises(ConfigError, match="unknown preset"):
         main(["train", "digits-difmoe", "--debug"])
@@ -446,7 +492,8 @@ def test_an_error_of_the_system_is_one_sentence_too(
 
     monkeypatch.setattr("diffmoe.cli.preset", broken)
     code, sentence = refused("train digits-diffmoe", capsys)
-    assert code == ExitCode.STORAGE and "Input/output error" in sentence
+    assert code == ExitCode.STORAGE
+    assert sentence == "a file cannot be read or written (Input/output error of two lines) — disk"
 
 
 def test_places_are_refused_before_anything_is_drawn(
@@ -507,6 +554,7 @@ def test_every_error_has_its_exit_code() -> None:
         "DiffMoEError": 2,
         "ConfigError": 2,
         "DataError": 3,
+        "NoRunError": 2,
         "NonFiniteError": 4,
         "StorageError": 5,
         "StoppedError": 75,

@@ -1,7 +1,9 @@
 """The verbs do what they say, from a config to images and converted files."""
 
 import json
+import logging
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from checkpoint.released_model import KINDS, ReleasedModel, randomized
 from diffmoe.checkpoint import load
 from diffmoe.cli import main
 from diffmoe.config import DDPMConfig, FlowConfig, read_config, to_yaml
-from diffmoe.presets import preset
+from diffmoe.console import program
+from diffmoe.presets import PRESETS, preset
 from diffmoe.training import train
 from runs import run_config
 
@@ -78,6 +81,60 @@ def test_dry_run_shows_the_changed_fields(capsys: pytest.CaptureFixture[str]) ->
     words = ["--machine.micro-batch", "64", "--machine.activation-checkpointing", "--dry-run"]
     out = said(capsys, "train", "diffmoe-s-e16-ddpm", *words)
     assert "micro_batch: 64" in out and "activations, 64 images" in out
+
+
+def test_a_finished_run_says_that_nothing_was_left_to_do(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["train", "digits-tc", *QUICK, "--run", "mine"]
+    assert said(capsys, *words).startswith("trained 4 steps: mine\n")
+    with caplog.at_level(logging.INFO, logger="diffmoe"):
+        out = said(capsys, *words)
+    assert out.startswith("nothing left to do, trained 4 steps: mine\nnext: ")
+    assert "nothing is left to do: mine has its 4 steps" in caplog.text
+    assert "resuming" not in caplog.text
+    newest = Path("mine/checkpoints/step-00000004/model.safetensors")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert said(capsys, *words).startswith("trained 4 steps: mine\n")  # the last two again
+
+
+def test_a_run_of_a_strange_name_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, "train", "digits-tc", *QUICK, "--run", "my run")
+    assert out.endswith("next: diffmoe report 'my run'\n")
+
+
+# ---- the program itself
+
+
+def test_the_program_is_named_as_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / ".venv" / "bin" / "diffmoe"
+    script.parent.mkdir(parents=True)
+    script.touch(mode=0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    for started in (".venv/bin/diffmoe", str(script)):
+        monkeypatch.setattr("sys.argv", [started, "demo"])
+        assert program() == started
+    monkeypatch.setenv("PATH", f"/nowhere:{script.parent}")
+    assert program() == "diffmoe"
+    other = tmp_path / "diffmoe"
+    other.touch(mode=0o755)
+    monkeypatch.setattr("sys.argv", ["./diffmoe"])
+    assert program() == "./diffmoe"  # another one than a shell would find
+    monkeypatch.setattr("sys.argv", ["/site-packages/diffmoe/__main__.py"])
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-m", "diffmoe"])
+    assert program() == ".venv/bin/python -m diffmoe"
+    monkeypatch.setattr("sys.argv", ["mine.py"])
+    assert program() == "diffmoe"
+
+
+def test_the_versions_are_those_that_work_here(capsys: pytest.CaptureFixture[str]) -> None:
+    found = re.fullmatch(
+        r"diffmoe (\S+), torch (\S+), Python ([\d.]+)\n", said(capsys, "--version")
+    )
+    assert found and found[1] == version("diffmoe")
+    assert found[2].split("+")[0] == torch.__version__.split("+")[0]
 
 
 # ---- sample
@@ -176,6 +233,7 @@ def test_a_released_file_becomes_a_run_and_comes_back_bit_for_bit(
     out = said(capsys, "convert", "released.pt", "run", *words)
     assert out.startswith(f"{2 * len(model)} tensors of model and ema, bit for bit: run")
     assert "left out: opt, args" in out or "left out: args, opt" in out
+    assert out.endswith(f"\nread as a model that is no preset: 3 heads, objective {objective}\n")
     loaded = load("run")
     kinds = {"flow": FlowConfig, "ddpm": DDPMConfig}
     assert isinstance(loaded.config.objective, kinds[objective])
@@ -199,6 +257,19 @@ def test_a_run_as_a_released_file_names_what_the_file_cannot_hold(
     said(capsys, "convert", "back.pt", "again", "--heads", "2", "--objective", "flow")
     out = said(capsys, "convert", "again", "twice.pt")
     assert out.endswith("twice.pt\n")  # it came from such a file: nothing is lost
+
+
+@pytest.mark.parametrize("words", [[], ["--preset", "diffmoe-tiny"]], ids=["found", "said"])
+def test_what_a_file_was_read_as_is_told(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = dict(randomized(ReleasedModel("batch_pool", heads=3), 1).state_dict())
+    torch.save({"model": tensors, "ema": tensors}, "released.pt")
+    said(capsys, "convert", "released.pt", "run", "--heads", "3", "--objective", "flow")
+    known = read_config(Path("run/config.yaml"))
+    monkeypatch.setitem(PRESETS, "diffmoe-tiny", lambda: known)
+    out = said(capsys, "convert", "released.pt", "again", "--objective", "flow", *words)
+    assert out.endswith("\nread as diffmoe-tiny: 3 heads, objective flow\n")
 
 
 def test_a_converted_run_cannot_be_trained_on_silently(

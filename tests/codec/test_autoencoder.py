@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -224,6 +225,36 @@ def test_a_hub_name_that_cannot_be_had(offline, tmp_path: Path) -> None:
     assert str(tmp_path / "cache") in message and "huggingface.co" in message
     assert "hf download some-one/some-autoencoder" in message and "config.json" in message
     assert isinstance(error, ConfigError)
+
+
+def test_a_hub_out_of_reach_is_told_once_and_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+    import huggingface_hub.constants as constants
+
+    class Cut:
+        def head(self, *others: object, **more: object) -> None:
+            raise OSError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub, "get_session", Cut)
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    message = str(refusal("some-one/some-autoencoder"))
+    assert time.monotonic() - began < 10
+    assert "not in the cache, and https://huggingface.co cannot be reached" in message
+    assert message.count("Name or service not known") == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_cached_autoencoder_asks_no_network(offline, saved: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "cache" / "models--some-one--some-autoencoder"
+    shutil.copytree(saved, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    codec = build_codec(config("some-one/some-autoencoder"), "cpu")
+    assert codec.identity == build_codec(config(saved), "cpu").identity
 
 
 def test_a_factor_other_than_the_autoencoders(saved: Path) -> None:

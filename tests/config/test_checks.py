@@ -163,7 +163,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"sampling.selection": "pool", "sampling.pool_images": 3},
         "sampling.batch 4 is not a multiple of sampling.pool_images 3",
-        "within one batch",
+        "within one batch: set --batch to 6",
     ),
     ({"sampling.selection": "pool", "sampling.pool_images": 0}, "sampling.pool_images 0", ""),
     (
@@ -222,6 +222,35 @@ def test_a_setting_that_the_router_would_ignore_is_refused(
     assert isinstance(changed(run_config("batch_pool"), changes), RunConfig)
 
 
+UNGUIDED = {"sampling.guidance": 1.0}
+IDLE: list[tuple[dict[str, Any], str]] = [
+    *[
+        ({"sampling.sampler": sampler, f"sampling.{name}": value}, f"the sampler is {sampler}")
+        for sampler in ("euler", "heun")
+        for name, value in (("eta", 0.5), ("shared_step", True), ("rtol", 0.1), ("atol", 0.1))
+    ],
+    ({"sampling.sampler": "dopri5", "sampling.eta": 0.5}, "the sampler is dopri5"),
+    ({**ANCESTRAL, "sampling.eta": 0.5}, "the sampler is ancestral"),
+    ({**DDPM, "sampling.sampler": "ddim", "sampling.rtol": 0.1}, "the sampler is ddim"),
+    *[
+        ({**UNGUIDED, f"sampling.{name}": value}, "sampling.guidance is 1, off")
+        for name, value in (("guidance_start", 0.5), ("guidance_end", 0.5), ("guided_channels", 1))
+    ],
+]
+
+
+@pytest.mark.parametrize(("changes", "because"), IDLE, ids=str)
+def test_a_setting_that_nothing_would_read_is_refused(
+    changes: dict[str, Any], because: str
+) -> None:
+    name, value = list(changes.items())[-1]
+    default = getattr(SamplingConfig, name.partition(".")[2])
+    with pytest.raises(ConfigError) as caught:
+        changed(run_config(), changes)
+    sentence = f"{name} {value} would change nothing: {because} — leave it at {default}, or "
+    assert str(caught.value).startswith(sentence)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Picky(BatchPool):
     """A router that knows one selection."""
@@ -262,6 +291,9 @@ def test_policies_go_with_the_selections_of_the_table(selection: str, policy: st
         {"sampling.guidance_start": 0.5, "sampling.guidance_end": 0.5},
         {"sampling.guidance": 0.0},
         {"sampling.guided_channels": 1},
+        {"sampling.guidance": 0.0, "sampling.guided_channels": 1},
+        {"sampling.sampler": "dopri5", "sampling.rtol": 0.1, "sampling.atol": 0.1},
+        {**DDPM, "sampling.sampler": "ddim", "sampling.eta": 0.5},
         {"sampling.steps": 10**6, "sampling.batch": 10**6},
         {"sampling.selection": "pool", "sampling.pool_images": 2},
         {

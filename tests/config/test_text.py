@@ -260,3 +260,25 @@ def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
 def test_nothing_near_is_nobody() -> None:
     assert nearest("zzzzzz", ["width", "depth"]) is None
     assert nearest("widht", ["width", "depth"]) == "width"
+
+
+FLAGS = ["--training.clip-norm", "--training.learning-rate", "--training.seed", "--model.width"]
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "found"),
+    [
+        ("--training.lr", FLAGS, "--training.learning-rate"),
+        ("--lr", FLAGS, "--training.learning-rate"),
+        ("lr", ["clip_norm", "learning_rate"], "learning_rate"),
+        ("--training.sede", FLAGS, "--training.seed"),
+        ("--widht", FLAGS, "--model.width"),
+        ("--training.zzz", FLAGS, None),
+        ("nonsense", list(PRESETS), None),
+        ("diffmoe-l-e61-flow", list(PRESETS), "diffmoe-l-e16-flow"),
+    ],
+)
+def test_a_name_is_known_by_its_letters_or_its_initials(
+    word: str, known: list[str], found: str | None
+) -> None:
+    assert nearest(word, known) == found

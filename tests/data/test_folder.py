@@ -83,19 +83,19 @@ def test_a_linked_class_is_a_class(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images(tmp_path: Path, make_config) -> None:
-    with pytest.raises(ConfigError, match=r"data\.path holds no images \(png, jpg, .*each class"):
+    with pytest.raises(DataError, match=r"data\.path holds no images \(png, jpg, .*each class"):
         open_source(make_config(tmp_path))
     (tmp_path / "cat").mkdir()
-    with pytest.raises(ConfigError, match=r"data\.path holds no images") as caught:
+    with pytest.raises(DataError, match=r"data\.path holds no images") as caught:
         open_source(make_config(tmp_path))
     assert str(tmp_path) in str(caught.value)
-    assert caught.value.exit_code == ExitCode.BAD_INPUT == 2
+    assert caught.value.exit_code == ExitCode.BAD_DATA == 3
 
 
 def test_a_folder_without_class_sub_folders(tmp_path: Path, make_config) -> None:
     for name in "ab":
         Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
-    with pytest.raises(ConfigError, match=r"holds 2 images but no class sub-folder.*of their own"):
+    with pytest.raises(DataError, match=r"holds 2 images but no class sub-folder.*of their own"):
         open_source(make_config(tmp_path))
 
 
@@ -123,8 +123,17 @@ def test_a_folder_that_may_not_be_read(images: Path, make_config, monkeypatch) -
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ConfigError, match=r"data\.path cannot be read \(Permission denied\)"):
+    said = r"data\.path cannot be read \(Permission denied\) — .*images.* — check its permissions"
+    with pytest.raises(DataError, match=said):
         open_source(make_config(images))
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(DataError, match=said):
+        open_source(make_config(images))
+
+
+def test_a_path_may_be_words(images: Path, make_config) -> None:
+    assert len(open_source(make_config(str(images)))) == 22
 
 
 def test_the_home_folder_may_be_abbreviated(images: Path, make_config, monkeypatch) -> None:

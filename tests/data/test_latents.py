@@ -151,6 +151,22 @@ def test_absent_labels_are_named(make_latents, make_config) -> None:
         open_source(make_config(folder))
 
 
+@pytest.mark.parametrize("name", ["latents", "labels"])
+def test_an_array_that_may_not_be_read_is_named(
+    name: str, make_latents, make_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, honest = make_latents(), np.load
+
+    def closed(path: Path, *others: object, **more: object) -> np.ndarray:
+        if path.stem == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return honest(path, *others, **more)
+
+    monkeypatch.setattr(np, "load", closed)
+    with pytest.raises(DataError, match=rf"{name}\.npy may not be read — .* — check its perm"):
+        open_source(make_config(folder))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_latent_that_is_not_finite_is_named(value, make_latents, make_config) -> None:
     latents = np.random.default_rng(0).normal(size=PAIRS).astype(np.float32)

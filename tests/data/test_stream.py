@@ -153,8 +153,15 @@ def test_latents_are_not_encoded_again(make_latents, make_config) -> None:
     )
 
 
-def test_a_codec_of_other_channels_is_refused_at_once(make_latents, make_config) -> None:
+def test_stored_latents_need_no_codec(make_latents, make_config) -> None:
     config = make_config(make_latents())
+    source = open_source(config)
+    one, other = (next(batches(config, source, codec=codec)) for codec in (None, PIXELS))
+    assert torch.equal(one.x, other.x)
+
+
+def test_a_codec_of_other_channels_is_refused_at_once(images: Path, make_config) -> None:
+    config = make_config(images)
     with pytest.raises(ConfigError, match=r"model\.channels 1 is not that of the codec, 4"):
         batches(config, open_source(config), codec=Noisy())
 

@@ -1,6 +1,7 @@
 """Scores tell real images, copies, wrong classes and noise apart."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,3 +141,9 @@ def test_scores_have_names() -> None:
     found = scores_of(REAL[:20], LABELS[:20]).as_dict()
     assert found["samples"] == 20 and found["components"] == 64
     assert all(isinstance(value, int | float) for value in found.values())
+
+
+@pytest.mark.parametrize(("samples", "caution"), [(999, "biased: use 1,000 or more"), (1000, "")])
+def test_few_samples_are_a_caution(samples: int, caution: str) -> None:
+    found = replace(scores_of(REAL[:20], LABELS[:20]), samples=samples)
+    assert found.caution.startswith(caution) and bool(found.caution) == bool(caution)

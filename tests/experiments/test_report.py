@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffmoe.checkpoint import write
@@ -24,12 +25,13 @@ from diffmoe.config import (
     to_dict,
     to_yaml,
 )
-from diffmoe.errors import ConfigError, StorageError
+from diffmoe.errors import ConfigError, NoRunError, StorageError
 from diffmoe.experiments import demo, report, sample
-from diffmoe.experiments.scoring import Reference
+from diffmoe.experiments.report import RunReport
+from diffmoe.experiments.scoring import Reference, score_samples
 from diffmoe.model import build_model
 from diffmoe.training import train
-from runs import run_config
+from runs import ROUTER_KINDS, run_config
 
 
 def pictures(folder: Path, each: int, classes: int = 2) -> Path:
@@ -67,7 +69,7 @@ def damaged(pictures: Path) -> None:
 
 REASONS: list[tuple[Callable[[Path], None], str]] = [
     (gone, "data.path does not exist — "),
-    (damaged, "image 3 cannot be read"),
+    (damaged, "the data are not those of the training any more: 16 images "),
 ]
 
 
@@ -81,9 +83,74 @@ def test_a_report_says_why_there_are_no_scores(
     assert out.startswith(f"the samples are not scored: {reason}")
     assert "\naverage capacity " in out
     assert f"not scored: {reason}" in page
-    assert record["unscored"].startswith(reason) and list(record["scores"]) == ["capacity"]
+    assert record["unscored"].startswith(reason)
+    assert list(record["scores"]) == ["capacity", "capacity_conditional"]
     found = report(run, count=4, progress=False)
     assert found.scores is None and found.unscored == record["unscored"]
+
+
+def test_an_image_that_goes_bad_while_it_is_read_is_a_reason(tmp_path: Path) -> None:
+    data = FolderData(path=pictures(tmp_path / "pictures", 8))
+    reference = Reference.of(run_config(data=data, model__num_classes=2))
+    damaged(tmp_path / "pictures")
+    scores, why = score_samples(reference, torch.zeros(4, 1, 8, 8).byte(), torch.arange(4) % 2)
+    assert scores is None and why.startswith("image 3 cannot be read")
+
+
+def test_data_that_changed_since_the_training_score_nothing_and_name_no_class(
+    tmp_path: Path,
+) -> None:
+    data = FolderData(path=pictures(tmp_path / "pictures", 8))
+    config = run_config(data=data, model__num_classes=2)
+    known = Reference.of(config)
+    assert known.source is not None and not known.unscored
+    then = known.source.fingerprint
+    assert Reference.of(config, then).unscored == Reference.of(config, None).unscored == ""
+    (tmp_path / "pictures" / "0").rename(tmp_path / "pictures" / "circle")
+    assert Reference.of(config).names(2) == ["1", "circle"]
+    changed = Reference.of(config, then)
+    assert changed.source is None and changed.names(2) == ["0", "1"]
+    assert "the data are not those of the training any more" in changed.unscored
+    assert then in changed.unscored
+
+
+def test_the_record_says_what_the_classes_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "pictures", 8)
+    (folder / "0").rename(folder / "square")
+    (folder / "1").rename(folder / "circle")
+    config = run_config(data=FolderData(path=folder), model__num_classes=3)
+    train(config, tmp_path / "run", progress=False)
+    record = told(tmp_path / "run", capsys)[2]
+    assert record["classes"] == {"0": "circle", "1": "square", "2": "2"}
+
+
+def test_a_distance_of_few_samples_comes_with_a_caution(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(run_config(), tmp_path, progress=False)
+    out, page, _ = told(tmp_path, capsys)
+    assert "(biased: use 1,000 or more samples), average capacity" in out
+    assert "; biased: use 1,000 or more samples" in page
+
+
+@pytest.mark.parametrize("router", ROUTER_KINDS)
+def test_both_capacities_stand_on_the_page(
+    router: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(run_config(router), tmp_path, progress=False)
+    out, page, _ = told(tmp_path, capsys, "--guidance", "1.5")
+    assert "<th>capacity</th>" in page
+    assert ("<th>capacity, conditional branch</th>" in page) == (router != "dense")
+    assert ("so no figure shows it" in page) == (router in ("token_choice", "expert_choice"))
+    assert ("capacity_per_step.png" in out) == (router == "batch_pool")
+
+
+def test_the_findings_name_the_conditional_branch_where_it_differs() -> None:
+    for conditional, said in ((1.0, ""), (0.992, " (conditional branch 0.992)")):
+        found = RunReport(Path(), {}, None, "no data", 1.0, conditional)
+        assert found.findings[-1] == f"average capacity 1.000{said}"
 
 
 def latents(home: Path) -> RunConfig:
@@ -174,9 +241,9 @@ def test_a_missing_package_is_named(
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, undrawn: None) -> None:
-    with pytest.raises(StorageError, match=r"this folder is no run: it has no config\.yaml"):
+    with pytest.raises(NoRunError, match=r"this folder is no run: it has no config\.yaml"):
         report(tmp_path, count=4, progress=False)
-    with pytest.raises(StorageError, match=r"this folder is no run: it has no config\.yaml"):
+    with pytest.raises(NoRunError, match=r"this folder is no run: it has no config\.yaml"):
         sample(tmp_path, [1], [0], settings=SamplingConfig(), progress=False)
 
 

@@ -28,9 +28,9 @@ TABLE = {
     " checkpoint training sampling evaluation analysis",
 }
 DOORS = {room: frozenset(may.split()) for room, may in TABLE.items()}
-ROOMS = frozenset(DOORS) | {"_public", "cli"}
+ROOMS = frozenset(DOORS) | {"_public", "cli", "console"}
 EVERYWHERE = ROOMS | {"__init__"}
-DOORS |= dict.fromkeys(("cli", "__init__", "__main__", "_public"), EVERYWHERE)
+DOORS |= dict.fromkeys(("cli", "console", "__init__", "__main__", "_public"), EVERYWHERE)
 
 
 def room_of(path: Path) -> str:

@@ -52,8 +52,30 @@ def test_a_folder_holds_images_a_sheet_and_their_record(tmp_path: Path) -> None:
 def test_the_sheet_of_small_images_is_enlarged(tmp_path: Path) -> None:
     write_samples(tmp_path / "s", IMAGES, [3, 3, 7], [0, 1, 2], STAMP)
     sheet = pixels(tmp_path / "s" / "sheet.png")
-    assert sheet.shape == (8 * (8 + 4), 8 * (3 * 10 + 2))
-    assert torch.equal(sheet[::8, ::8][2:10, 12:20], IMAGES[1, 0])
+    assert sheet.shape == (64 + 26 + 2 * 8, 3 * (64 + 8) + 8)
+    assert torch.equal(sheet[8:72:8, 80:144:8], IMAGES[1, 0])
+
+
+@pytest.mark.parametrize("side", [1, 2, 8, 17, 48, 63, 64, 200])
+def test_a_tile_of_the_sheet_is_64_pixels_or_more(side: int, tmp_path: Path) -> None:
+    write_samples(tmp_path / "s", torch.zeros(1, 3, side, side).byte(), [1], [0], STAMP)
+    with Image.open(tmp_path / "s" / "sheet.png") as sheet:
+        tile = sheet.width - 2 * 8
+    assert tile % side == 0 and max(64, side) <= tile < max(64, side) + max(64, side)
+    with Image.open(next((tmp_path / "s").glob("*seed*"))) as picture:
+        assert picture.size == (side, side)  # single pictures keep their true size
+
+
+def test_class_and_seed_stand_under_each_tile(tmp_path: Path) -> None:
+    sheets = []
+    for label, seed in ((3, 0), (4, 0), (3, 1), (3, 2**62), (3, 2**62)):
+        write_samples(tmp_path / "s", IMAGES[:2], [label, 5], [seed, 5], STAMP)
+        sheets.append(pixels(tmp_path / "s" / "sheet.png"))
+    below = [sheet[72:98, 8:72] for sheet in sheets]
+    for one, other in ((0, 1), (0, 2), (2, 3)):
+        assert not torch.equal(below[one], below[other])
+    assert torch.equal(below[3], below[4])
+    assert all(torch.equal(sheet[:, 72:], sheets[0][:, 72:]) for sheet in sheets)  # none overlaps
 
 
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
@@ -220,7 +242,8 @@ def test_the_sheet_of_many_images_shows_the_first(tmp_path: Path) -> None:
     images = (torch.arange(105) + 100).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     write_samples(tmp_path / "s", images, [0] * 105, range(105), STAMP)
     assert len(list((tmp_path / "s").glob("*seed*"))) == 105
-    assert pixels(tmp_path / "s" / "sheet.png").shape == (32 * (10 * 4 + 2), 32 * (10 * 4 + 2))
+    shape = (10 * (64 + 26 + 8) + 8, 10 * (64 + 8) + 8)
+    assert pixels(tmp_path / "s" / "sheet.png").shape == shape
 
 
 def test_the_contact_sheet_puts_every_pixel_in_its_place() -> None:

@@ -17,7 +17,7 @@ import torch
 import diffmoe.training.loop as loop
 from diffmoe.checkpoint import RunFolder, load, newest_checkpoint
 from diffmoe.cli import main
-from diffmoe.config import SD_VAE, FolderData, RunConfig
+from diffmoe.config import SD_VAE, FolderData, RunConfig, read_config
 from diffmoe.errors import (
     ConfigError,
     DataError,
@@ -102,6 +102,15 @@ def test_shares_are_shares_and_expert_choice_has_capacity_one(tmp_path: Path) ->
         assert 0 <= line["capacity"] <= 4
     train(run_config("expert_choice"), tmp_path / "choice", progress=False)
     assert [line["capacity"] for line in lines(tmp_path / "choice")] == [1.0, 1.0]
+
+
+def test_the_first_line_after_a_resume_tells_of_the_steps_since(tmp_path: Path) -> None:
+    train(run_config(loop__log_every=1), tmp_path / "each", progress=False)
+    config = run_config(loop__log_every=3, loop__steps=2)
+    train(config, tmp_path / "resumed", progress=False)
+    train(changed(config, {"loop.steps": 4}), tmp_path / "resumed", progress=False)
+    each, (_, first, _) = lines(tmp_path / "each"), lines(tmp_path / "resumed")
+    assert first["step"] == 3 and first["loss"] == each[2]["loss"]
 
 
 def test_a_resume_drops_the_lines_it_will_write_again(tmp_path: Path) -> None:
@@ -322,6 +331,9 @@ def test_a_rate_far_too_large_is_exit_code_4(
     said = capsys.readouterr().err
     assert said.startswith("diffmoe: error: the loss or its gradient is not finite near step")
     assert "training.learning_rate" in said and len(said.splitlines()) == 1
+    words[words.index("1e30")] = "1e-3"  # what the sentence asks for, in the same folder
+    assert main(["train", "digits-diffmoe", *words]) == ExitCode.DONE
+    assert read_config(tmp_path / "run" / "config.yaml").training.learning_rate == 1e-3
 
 
 def test_a_job_beside_a_running_one_is_refused(tmp_path: Path) -> None:
@@ -420,7 +432,38 @@ def test_progress_is_shown_and_can_be_silenced(
     assert capsys.readouterr().err == ""
 
 
+def test_progress_that_nobody_watches_is_seldom_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(loop__steps=30, loop__log_every=1, loop__checkpoint_every=100)
+    train(config, tmp_path / "run")
+    shown = capsys.readouterr().err.split("\r")
+    assert len([line for line in shown if "train run" in line]) == 2  # the first and the last
+    assert "30/30" in shown[-1] and "loss=" in shown[-1]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with loop._bar(config, RunFolder(tmp_path), 0, True) as bar:
+        assert bar.mininterval == 1.0
+
+
 def test_a_folder_of_another_run_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
     train(run_config(), tmp_path, progress=False)
     with pytest.raises(ConfigError, match="holds another config"):
         train(changed(nowhere(tmp_path), {"training.seed": 3}), tmp_path, progress=False)
+
+
+# --- compiled -----------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own imports
+@pytest.mark.parametrize("router", ROUTER_KINDS)
+def test_compiled_training_is_training(router: str, tmp_path: Path) -> None:
+    """One graph for all steps and both micro-batches, a plan made anew for each."""
+    torch.compiler.reset()
+    config = run_config(router, machine__micro_batch=8)
+    for compiled in (False, True):
+        own = changed(config, {"machine.compile": compiled})
+        train(own, tmp_path / str(compiled), progress=False)
+    plain, fast = (newest_tensors(tmp_path / str(compiled)) for compiled in (False, True))
+    for name, value in plain.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-4, msg=name)

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffmoe.checkpoint import RunFolder, load, newest_checkpoint, read_part, write
+from diffmoe.checkpoint import RunFolder, load, newest_checkpoint, read_metrics, read_part, write
 from diffmoe.codec import Pixels
-from diffmoe.config import FolderData, RunConfig, to_yaml
+from diffmoe.config import AutoencoderCodec, FolderData, RunConfig, to_dict, to_yaml
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.model import DiT
 from diffmoe.training import state, train
@@ -391,7 +392,61 @@ def test_a_checkpoint_set_aside_by_a_killed_job_is_gone_on_from(tmp_path: Path) 
     assert not different(until(config, tmp_path / "killed", 8), straight)
 
 
+# ---- latents that were encoded elsewhere
+
+
+@pytest.fixture
+def latents(tmp_path: Path) -> RunConfig:
+    """A run on stored latents, with an autoencoder that is nowhere to be had."""
+    (tmp_path / "latents").mkdir()
+    values = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "latents" / "latents.npy", values)
+    np.save(tmp_path / "latents" / "labels.npy", np.arange(20) % 10)
+    data = FolderData(path=tmp_path / "latents", flip=False)
+    codec = AutoencoderCodec(path="no-one/nothing", factor=8, scale=1.0, shift=0.0)
+    return run_config(data=data, codec=codec)
+
+
+def test_latents_need_no_autoencoder(
+    latents: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*others: object) -> None:
+        raise AssertionError("an autoencoder is loaded")
+
+    monkeypatch.setattr("diffmoe.training.loop.build_codec", refuse)
+    straight = until(latents, tmp_path / "straight", 4)
+    assert not different(until(latents, tmp_path / "run", 2, 4), straight)
+    origin = load(tmp_path / "run").trained_on
+    assert origin["codec"] == "none: the latents were encoded elsewhere"
+    assert origin["data"].startswith("20 latents sha256:")
+
+
+def test_a_run_on_latents_that_noted_a_codec_goes_on(latents: RunConfig, tmp_path: Path) -> None:
+    until(latents, tmp_path / "run", 2)
+    checkpoints = RunFolder(tmp_path / "run").checkpoints
+    parts = {n: read_part(checkpoints / "step-00000002", n) for n in ("model", "ema", "optimizer")}
+    known = load(tmp_path / "run").trained_on | {"codec": "AutoencoderKL sha256:0123"}
+    shutil.rmtree(checkpoints)
+    write(checkpoints, 2, 32, parts, to_dict(latents), known)
+    until(latents, tmp_path / "run", 4)
+    assert load(tmp_path / "run").step == 4
+
+
 # ---- another config
+
+
+def test_a_run_that_never_saved_may_begin_anew_with_another_config(tmp_path: Path) -> None:
+    config = run_config(loop__checkpoint_every=6, loop__steps=8)
+    until(config, tmp_path / "run", 8)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2, "loss": 7.0}\n')
+    other = changed(config, {"training.learning_rate": 0.1})
+    straight = until(other, tmp_path / "straight", 8)
+    assert not different(until(other, tmp_path / "run", 8), straight)
+    told = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert [line["step"] for line in told] == [2, 4, 6, 8] and told[0]["loss"] != 7
+    with pytest.raises(ConfigError, match=r"learning_rate 0\.1 -> 0\.003"):
+        until(config, tmp_path / "run", 8)
 
 
 def test_another_config_is_refused_and_changes_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
 _MOST_ROWS = 20  # classes with a row of samples
 _MOST_CLASSES = 40  # classes with a point of capacity
 _MOST_CELLS = 480  # experts with their share in figures
+_MOST_LETTERS = 32  # of a class's name beside its samples
 _MARKED = 60  # points of a line that are marked one by one
+_LETTER = 0.095  # inches that a letter of a name or a title takes
 
 # Steps of a logarithmic axis within a decade, by how many decades it spans at most.
 _LOG_STEPS = {1.0: (1, 1.5, 2, 3, 4, 5, 6, 8), 2.5: (1, 2, 5), math.inf: (1,)}
@@ -68,8 +70,14 @@ def loss_figure(metrics: Path, path: Path) -> Path:
     lines = read_metrics(metrics)
     axes = _axes("Training loss", "optimizer step", "loss (logarithmic)", height=4)
     terms = {"loss": ("total", _BLUE, "-"), "mse": ("mse, the denoising part", _ORANGE, "--")}
+    found = {
+        name: {line["step"]: line[name] for line in lines if _is_drawable(line.get(name))}
+        for name in terms
+    }
+    if found["loss"] == found["mse"]:  # one curve would hide the other
+        terms, found["mse"] = {"loss": ("total, all of it mse", _BLUE, "-")}, {}
     for name, (label, colour, style) in terms.items():
-        known = {line["step"]: line[name] for line in lines if _is_drawable(line.get(name))}
+        known = found[name]
         if known:
             style = style if len(known) > 1 else "o"
             axes.plot(known.keys(), known.values(), style, color=colour, label=label)
@@ -104,7 +112,10 @@ def _logarithmic(axes: Axes, values: list[float]) -> None:
 
 
 def samples_figure(images: Tensor, labels: Tensor, names: list[str], path: Path) -> Path:
-    """A row of uint8 samples (N, C, H, W) for each class; of many classes a few, evenly spread."""
+    """A row of uint8 samples (N, C, H, W) for each class; of many classes a few, evenly spread.
+
+    The figure is as wide as its title, however few the columns are.
+    """
     classes = labels.unique()
     if len(classes) > _MOST_ROWS:
         classes = classes[torch.linspace(0, len(classes) - 1, _MOST_ROWS).round().long()]
@@ -113,14 +124,17 @@ def samples_figure(images: Tensor, labels: Tensor, names: list[str], path: Path)
     gap = max(1, width // 6)
     white = torch.full((1, *images.shape[1:]), 255, dtype=torch.uint8)
     cells = [torch.cat([row, white.expand(columns - len(row), -1, -1, -1)]) for row in rows]
-    sheet = contact_sheet(torch.cat(cells), columns, gap=gap)
+    sheet = np.asarray(contact_sheet(torch.cat(cells), columns, gap=gap))[gap:-gap, gap:-gap]
+    shown = [_shortened(names[label]) for label in classes.tolist()]
     each = 0.75 if width <= 64 else 1.2  # inches
-    axes = _axes(
-        "Samples of each class, not chosen", "", "", each * columns + 1.2, each * len(rows) + 0.4
-    )
-    axes.imshow(np.asarray(sheet), cmap="gray", vmin=0, vmax=255)
-    places = [gap + (height - 1) / 2 + row * (height + gap) for row in range(len(rows))]
-    _names(axes.yaxis, places, [names[label] for label in classes.tolist()])
+    beside = 0.4 + _LETTER * max(map(len, shown))
+    title = "Samples of each class, not chosen"
+    across = beside + max(each * columns, _LETTER * len(title))
+    axes = _axes(title, "", "", across, each * len(rows) + 0.4)
+    axes.set_anchor("NW")  # under the beginning of the title
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255)
+    places = [(height - 1) / 2 + row * (height + gap) for row in range(len(rows))]
+    _names(axes.yaxis, places, shown)
     axes.set(xticks=[])
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -128,8 +142,14 @@ def samples_figure(images: Tensor, labels: Tensor, names: list[str], path: Path)
     return _save(axes, path)
 
 
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MOST_LETTERS else name[: _MOST_LETTERS - 1] + "…"
+
+
 def capacity_figures(trace: CapacityTrace, names: list[str], folder: Path) -> dict[str, Path]:
-    """Average capacity per step and per class, and tokens per expert."""
+    """Tokens per expert, and average capacity per step and per class where it varies at all."""
+    if trace.is_even:
+        return {"tokens_per_expert": _per_expert(trace, folder / "tokens_per_expert.png")}
     return {
         "capacity_per_step": _per_step(trace, folder / "capacity_per_step.png"),
         "capacity_per_class": _per_class(trace, names, folder / "capacity_per_class.png"),
@@ -175,24 +195,28 @@ def _per_class(trace: CapacityTrace, names: list[str], path: Path) -> Path:
 
 
 def _per_expert(trace: CapacityTrace, path: Path) -> Path:
-    """Shares on a scale from none over an even share (white) to twice that."""
+    """Shares on a scale from none over an even share (white) to the largest, or twice even."""
+    from matplotlib.colors import TwoSlopeNorm
+
     share = 100 * trace.per_expert.numpy()
     even = 100 / share.shape[1]
     layers, experts = share.shape
+    largest = max(2 * even, float(share.max()))
+    scale = TwoSlopeNorm(even, 0, largest)
     title = "Tokens each expert takes, % of all"
     width, height = max(5.0, 0.5 * experts + 1.6), 0.45 * layers + 1.4
     axes = _axes(title, "expert", "MoE layer", width, height)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    picture = axes.imshow(share, aspect="auto", cmap="PuOr", vmin=0, vmax=2 * even)
+    picture = axes.imshow(share, aspect="auto", cmap="PuOr", norm=scale)
     axes.set(xticks=range(experts), yticks=range(layers))
     if share.size <= _MOST_CELLS:
         for (layer, expert), value in np.ndenumerate(share):
-            colour = "white" if abs(value - even) > 0.6 * even else "black"
+            colour = "white" if abs(scale(value) - 0.5) > 0.3 else "black"
             text = f"{value:.1f}" if value < 99.95 else "100"
             axes.text(expert, layer, text, ha="center", va="center", color=colour, fontsize=9)
-    bar = axes.figure.colorbar(picture, extend="max" if share.max() > 2 * even else "neither")
-    bar.set_ticks([0, even, 2 * even], labels=["none", f"even, {even:.3g}", f"{2 * even:.3g}"])
+    bar = axes.figure.colorbar(picture)
+    bar.set_ticks([0, even, largest], labels=["none", f"even, {even:.3g}", f"{largest:.3g}"])
     bar.outline.set_visible(False)
     return _save(axes, path)

@@ -12,6 +12,8 @@ from diffmoe.sampling import Moment
 
 __all__ = ["CapacityTrace"]
 
+_EVEN = 1e-6  # capacities that differ by less differ by rounding
+
 
 @dataclass
 class CapacityTrace:
@@ -90,6 +92,18 @@ class CapacityTrace:
     def per_class(self) -> Float[Tensor, "classes"]:
         """Average capacity of each class (Fig. 1d); NaN for a class without samples."""
         return self.class_sum / self.class_images
+
+    @property
+    def conditional(self) -> float:
+        """C_avg of the conditional branch alone, of which `per_step` is the course."""
+        images = float(self.step_images.sum())
+        return float(self.step_sum.sum()) / images if images else 1.0
+
+    @property
+    def is_even(self) -> bool:
+        """Whether each step and class got the same, as where the router fixes the capacity."""
+        seen = torch.cat([self.per_step, self.per_class[self.class_images > 0]])
+        return not len(seen) or float(seen.max() - seen.min()) < _EVEN
 
     @property
     def per_expert(self) -> Float[Tensor, "L E"]:

@@ -8,6 +8,7 @@ from diffmoe.checkpoint.released_config import contradictions, infer_config
 from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
 from diffmoe.checkpoint.store import (
     Manifest,
+    claimed_step,
     find_checkpoint,
     newest_checkpoint,
     prune,
@@ -22,6 +23,7 @@ __all__ = [
     "ReleasedFile",
     "RunFolder",
     "append_text",
+    "claimed_step",
     "contradictions",
     "find_checkpoint",
     "infer_config",

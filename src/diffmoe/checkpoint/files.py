@@ -17,6 +17,7 @@ from diffmoe.errors import StorageError
 __all__ = [
     "append_text",
     "digest",
+    "entries",
     "flush",
     "new_folder",
     "remove_folder",
@@ -44,6 +45,20 @@ def storage_errors(what: str, path: Path) -> Iterator[None]:
             f"cannot write {what} ({reason})",
             where=str(path),
             remedy="check the path, its permissions and the free space; nothing was left behind",
+        ) from error
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing if it is not there, StorageError if it is closed."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(
+            f"the folder cannot be read ({error.strerror})",
+            where=str(folder),
+            remedy="check the path and its permissions",
         ) from error
 
 

@@ -1,6 +1,7 @@
 """A run folder: one config, its checkpoints, its metrics and what is derived from them."""
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffmoe.checkpoint.files import storage_errors, sweep, write_text
-from diffmoe.checkpoint.store import Manifest, find_checkpoint, read_part
+from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_text
+from diffmoe.checkpoint.metrics import read_metrics
+from diffmoe.checkpoint.store import Manifest, claimed_step, find_checkpoint, read_part
 from diffmoe.config import (
     RunConfig,
     from_dict,
@@ -20,10 +22,12 @@ from diffmoe.config import (
     read_config,
     to_yaml,
 )
-from diffmoe.errors import ConfigError, StorageError
+from diffmoe.errors import ConfigError, NoRunError, StorageError
 from diffmoe.model import DiT, empty_model
 
 __all__ = ["LoadedRun", "RunFolder", "load", "load_tensors", "refuse_foreign"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,21 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether there is a run in this folder."""
-        return self.config.is_file()
+        """Whether there is a run in this folder; StorageError if it may not be looked into."""
+        try:
+            return self.config.is_file()
+        except PermissionError as error:
+            raise StorageError(
+                f"the folder cannot be read ({error.strerror})",
+                where=str(self.path),
+                remedy="check its permissions",
+            ) from error
+
+    def read_config(self) -> RunConfig:
+        """The config of the run; raises NoRunError if there is no run."""
+        if not self.is_run:
+            raise NoRunError(str(self.path))
+        return read_config(self.config)
 
     @property
     def checkpoints(self) -> Path:
@@ -110,22 +127,72 @@ class RunFolder:
                     path.rmdir()
 
     def refuse_another(self, config: RunConfig) -> None:
-        """Raise ConfigError if this folder is the home of a run that is not `config`."""
-        changed = identity_differences(read_config(self.config), config) if self.is_run else {}
-        if changed:
-            listed = ", ".join(f"{name} {a} -> {b}" for name, (a, b) in list(changed.items())[:5])
+        """Raise an error if this folder is the home of anything but `config`.
+
+        ConfigError if it is another run that has a checkpoint, or had one; StorageError if it holds
+        things that belong to no run.
+        """
+        changed = self._changes(config)
+        if changed and self._has_past:
             raise ConfigError(
-                f"the run folder holds another config: {listed}",
+                f"the run folder holds another config: {changed}",
                 where=str(self.path),
                 remedy="choose another --run, or restore these fields",
             )
+        foreign = "" if self.is_run else self._foreign()
+        if foreign:
+            raise StorageError(
+                f"the folder is no run and holds other things, {foreign} for one",
+                where=str(self.path),
+                remedy="choose another --run, which is not there yet or is empty",
+            )
 
     def claim(self, config: RunConfig) -> None:
-        """Make this folder the home of `config`."""
+        """Make this folder the home of `config`, of another one only if that left nothing."""
         self.refuse_another(config)
+        changed = self._changes(config)
         with storage_errors("to the run folder", self.path):
             self.checkpoints.mkdir(exist_ok=True)
+            if changed:
+                _LOG.info("%s has no checkpoint and begins anew: %s", self.path, changed)
+                self.metrics.unlink(missing_ok=True)  # before the config: they tell of the old one
         write_text(self.config, to_yaml(config))
+
+    def _changes(self, config: RunConfig) -> str:
+        """Which fields make the run that is here another one than `config`; empty if none do."""
+        found = identity_differences(read_config(self.config), config) if self.is_run else {}
+        return ", ".join(f"{name} {a} -> {b}" for name, (a, b) in list(found.items())[:5])
+
+    @property
+    def _has_past(self) -> bool:
+        return claimed_step(self.checkpoints) is not None or self.lost_step is not None
+
+    @property
+    def lost_step(self) -> int | None:
+        """The last step that metrics tell of, if they prove that a checkpoint was written.
+
+        A line of metrics is written after the checkpoint of its step, so lines that reach the
+        first one due prove that there was one. A job killed before then left none.
+        """
+        if not self.is_run:
+            return None
+        loop = read_config(self.config).loop
+        last = max((line["step"] for line in read_metrics(self.metrics)), default=0)
+        return last if last >= min(loop.checkpoint_every, loop.steps) else None
+
+    def _foreign(self) -> str:
+        """The first thing here that is no leftover of a job; empty if there is none."""
+        if not self.path.is_dir():
+            return ""
+        others = (path for path in entries(self.path) if not _is_leftover(path))
+        return next((path.name for path in others), "")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether something is left of a job that was killed before it had claimed its folder."""
+    if path.name == "checkpoints" and path.is_dir():
+        return all(entry.name.startswith(("step-", ".tmp-")) for entry in entries(path))
+    return path.name == ".lock" or path.name.startswith(".tmp-")
 
 
 @dataclass(frozen=True)
@@ -150,17 +217,11 @@ def load(
 ) -> LoadedRun:
     """The newest checkpoint of a run, or that of `step`, ready to sample from.
 
-    Raises StorageError when the folder is no run, has no such checkpoint, or that one is damaged:
-    another one would be another model.
+    Raises NoRunError when the folder is no run, StorageError when it has no such checkpoint or
+    that one is damaged: another one would be another model.
     """
     folder = RunFolder(Path(path))
-    if not folder.is_run:
-        raise StorageError(
-            "this folder is no run: it has no config.yaml",
-            where=str(path),
-            remedy="give the folder of a training run, or train one: diffmoe train PRESET",
-        )
-    config = read_config(folder.config)
+    config = folder.read_config()
     found = find_checkpoint(folder.checkpoints, step)
     if found is None:
         raise StorageError(

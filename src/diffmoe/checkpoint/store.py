@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffmoe.checkpoint.files import digest, new_folder, remove_folder, write_text
+from diffmoe.checkpoint.files import digest, entries, new_folder, remove_folder, write_text
 from diffmoe.errors import StorageError
 
 __all__ = [
     "Manifest",
+    "claimed_step",
     "find_checkpoint",
     "newest_checkpoint",
     "prune",
@@ -238,7 +239,14 @@ def _without(path: Path, folders: list[Path], error: StorageError) -> StorageErr
 
 def _by_step(parent: Path) -> list[Path]:
     """Checkpoints by what they say of themselves, not by date."""
-    return sorted(parent.glob("step-*"), key=lambda path: (_claimed_step(path), path.name))
+    found = [path for path in entries(parent) if path.name.startswith("step-")]
+    return sorted(found, key=lambda path: (_claimed_step(path), path.name))
+
+
+def claimed_step(parent: Path) -> int | None:
+    """The step of the newest checkpoint by what it says of itself; None when there is none."""
+    folders = _by_step(parent)
+    return _claimed_step(folders[-1]) if folders else None
 
 
 def _claimed_step(path: Path) -> int:

@@ -7,6 +7,8 @@ import hashlib
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ __all__ = ["Autoencoder", "load_autoencoder"]
 LOGGER = logging.getLogger(__name__)
 CHUNK = 16  # images the autoencoder takes at once: its activations are far larger than an image
 IMAGE_CHANNELS = 3
+CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -94,7 +97,7 @@ def load_autoencoder(config: AutoencoderCodec, device: torch.device | str) -> Au
 def _check_files(folder: Path) -> None:
     """Raise ConfigError for a missing file before the slow import."""
     weights = [folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"]
-    lacks = [] if (folder / "config.json").is_file() else ["config.json"]
+    lacks = [] if (folder / CONFIG).is_file() else [CONFIG]
     lacks += [] if any(path.is_file() for path in weights) else [WEIGHTS]
     if lacks:
         raise ConfigError(
@@ -116,9 +119,14 @@ def _load_folder(folder: Path) -> Any:
 
 
 def _load_hub(name: str) -> Any:
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    cached = [try_to_load_from_cache(name, file) for file in (CONFIG, WEIGHTS)]
     try:
+        if all(isinstance(path, str) for path in cached):  # as a folder: it needs no network
+            return _from_pretrained(str(Path(str(cached[0])).parent))
+        _reach_hub()
         return _from_pretrained(name)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
@@ -129,12 +137,39 @@ def _load_hub(name: str) -> Any:
         ) from error
 
 
+def _reach_hub() -> None:
+    """Raise ConnectionError if the hub does not answer: its own client tries for half a minute."""
+    from huggingface_hub import get_session
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        get_session().head(ENDPOINT, timeout=10)
+    except Exception as error:  # of whichever client the library uses, or its offline mode
+        raise ConnectionError(
+            f"it is not in the cache, and {ENDPOINT} cannot be reached: {_first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _silence(*names: str) -> Iterator[None]:
+    """Hold back what libraries say of an attempt: what is left of it is told in one sentence."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 def _from_pretrained(name: str) -> Any:
     """The autoencoder; ValueError if it is another network or some weights are missing.
 
     Only safetensors are read; a pickle could run code.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silence("huggingface_hub", "diffusers"):
         warnings.simplefilter("ignore")  # the library speaks of its own deprecations
         from diffusers import AutoencoderKL
 

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from diffmoe.config.checks import check_at_least, check_positive, check_within
 from diffmoe.config.model import ModelConfig
-from diffmoe.config.sampling import SELECTING, SamplingConfig
+from diffmoe.config.sampling import SELECTING, SamplingConfig, refuse_idle
 from diffmoe.errors import ConfigError
 
 __all__ = [
@@ -250,14 +250,8 @@ class RunConfig:
     def _check_selection(self) -> None:
         """A setting that the router would ignore is refused: results are stamped with it."""
         known = self.model.router.selections
-        for name in () if known else SELECTING:
-            value, default = getattr(self.sampling, name), getattr(SamplingConfig, name)
-            if value != default:
-                raise ConfigError(
-                    f"sampling.{name} {value} would change nothing: the router is"
-                    f" {self.model.router.kind}",
-                    remedy=f"leave it at {default}",
-                )
+        if not known:
+            refuse_idle(self.sampling, SELECTING, f"the router is {self.model.router.kind}")
         if known and self.sampling.selection not in known:
             raise ConfigError(
                 f"sampling.selection {self.sampling.selection} is unknown to router"

@@ -7,7 +7,7 @@ from typing import Literal
 from diffmoe.config.checks import check_at_least, check_positive, check_within
 from diffmoe.errors import ConfigError
 
-__all__ = ["LEGAL_POLICIES", "SELECTING", "SamplingConfig"]
+__all__ = ["LEGAL_POLICIES", "SELECTING", "SamplingConfig", "refuse_idle"]
 
 Sampler = Literal["euler", "heun", "dopri5", "ancestral", "ddim"]
 Selection = Literal["token", "pool", "gate", "image"]
@@ -23,8 +23,12 @@ LEGAL_POLICIES: dict[str, tuple[str | None, ...]] = {
 }
 
 
-# Fields that mean something only to a router that has several selections.
+# Fields that mean something only to a router that has several selections, only where a guided
+# branch is evaluated, only to the adaptive solver, only to ddim.
 SELECTING = ("selection", "policy", "gamma", "pool_images", "guidance_pool", "max_capacity")
+_GUIDING = ("guidance_start", "guidance_end", "guided_channels")
+_ADAPTING = ("shared_step", "rtol", "atol")
+_SCATTERING = ("eta",)
 
 _MOST = 10**6  # steps, and images of a batch: more is a slip of the keyboard
 
@@ -71,6 +75,15 @@ class SamplingConfig:
             )
         self._check_policy()
         self._check_pool()
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self.guidance == 1:
+            refuse_idle(self, _GUIDING, "sampling.guidance is 1, off", "set sampling.guidance")
+        for sampler, names in (("dopri5", _ADAPTING), ("ddim", _SCATTERING)):
+            if self.sampler != sampler:
+                other = f"the sampler is {self.sampler}"
+                refuse_idle(self, names, other, f"use sampling.sampler {sampler}")
 
     def _check_policy(self) -> None:
         legal = LEGAL_POLICIES[self.selection]
@@ -104,7 +117,8 @@ class SamplingConfig:
             raise ConfigError(
                 f"sampling.batch {self.batch} is not a multiple of sampling.pool_images"
                 f" {self.pool_images}",
-                remedy="a pool lies within one batch",
+                remedy="a pool lies within one batch: set --batch to"
+                f" {-(-self.batch // self.pool_images) * self.pool_images}",
             )
         alone = self.sampler == "dopri5" and not self.shared_step
         if alone and self.selection == "pool":
@@ -112,4 +126,20 @@ class SamplingConfig:
                 "sampling.sampler dopri5 integrates each image by itself, selection `pool` needs"
                 " them together",
                 remedy="set sampling.shared_step, or use selection `token`",
+            )
+
+
+def refuse_idle(
+    settings: SamplingConfig, names: tuple[str, ...], because: str, instead: str = ""
+) -> None:
+    """Raise ConfigError unless fields that nothing would read have their defaults.
+
+    Results are stamped with the settings: a stamp may not name what had no effect.
+    """
+    for name in names:
+        value, default = getattr(settings, name), getattr(SamplingConfig, name)
+        if value != default:
+            raise ConfigError(
+                f"sampling.{name} {value} would change nothing: {because}",
+                remedy=f"leave it at {default}" + (f", or {instead}" if instead else ""),
             )

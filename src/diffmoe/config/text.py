@@ -217,9 +217,29 @@ def read_config(path: Path) -> RunConfig:
 
 
 def nearest(word: str, known: set[str] | list[str] | tuple[str, ...]) -> str | None:
-    """The known word most like `word`, or None when none is near."""
-    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The known word whose last name is most like that of `word`, or has it for initials, or None.
+
+    A section that both stand in makes no two names alike.
+    """
+
+    def likeness(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one, other).ratio()
+
+    name = _last(word)
+    initials = [other for other in known if _initials(_last(other)) == name]
+    near = initials or [other for other in known if likeness(_last(other), name) >= _NEAR]
+    return max(sorted(near), key=lambda other: likeness(other, word), default=None)
+
+
+_NEAR = 0.6  # likeness of two names of which one may be meant for the other
+
+
+def _last(name: str) -> str:
+    return name.lstrip("-").rpartition(".")[2]
+
+
+def _initials(name: str) -> str:
+    return "".join(part[:1] for part in re.split(r"[-_]", name))
 
 
 def _members(annotation: Any) -> Iterator[type]:

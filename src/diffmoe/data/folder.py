@@ -69,12 +69,7 @@ class ImageFolderSource:
 
 def _index(folder: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
     """Paths below the folder, their labels and the names of the classes."""
-    try:
-        found = {name: sorted(_images(folder / name)) for name in _classes(folder)}
-    except OSError as error:
-        raise ConfigError(
-            f"data.path cannot be read ({error.strerror})", where=str(error.filename or folder)
-        ) from error
+    found = {name: sorted(_images(folder / name)) for name in _classes(folder)}
     _check_classes(folder, found)
     paths = [os.path.relpath(path, folder) for images in found.values() for path in images]
     labels = [label for label, images in enumerate(found.values()) for _ in images]
@@ -119,11 +114,11 @@ def _head(path: Path) -> bytes:
 
 
 def _check_classes(folder: Path, found: dict[str, list[str]]) -> None:
-    """Raise ConfigError if the folder holds no images, DataError if only one class lacks them."""
+    """Raise DataError if the folder or one of its classes holds no images."""
     if not any(found.values()):
         with os.scandir(folder) as entries:
             loose = sum(_is_image(entry) for entry in entries)
-        raise ConfigError(
+        raise DataError(
             f"data.path holds {loose} images but no class sub-folder of images"
             if loose
             else f"data.path holds no images ({', '.join(e[1:] for e in EXTENSIONS)})",

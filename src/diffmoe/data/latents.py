@@ -96,6 +96,10 @@ def _map(path: Path) -> np.ndarray:
         reason = "it is an archive of arrays"
     except FileNotFoundError:
         reason = "there is no such file"
+    except PermissionError as error:
+        raise DataError(
+            f"{path.name} may not be read", where=str(path), remedy="check its permissions"
+        ) from error
     except Exception as error:  # a damaged header raises nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
     raise DataError(
@@ -139,7 +143,7 @@ def _names(path: Path, classes: int, used: int) -> tuple[str, ...]:
         return tuple(str(label) for label in range(classes))
     try:
         names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{path.name} is no text", where=str(path)) from error
     if len(names) < used:
         raise DataError(

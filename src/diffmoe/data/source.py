@@ -11,7 +11,7 @@ from diffmoe.config import AutoencoderCodec, DigitsData, FolderData, RunConfig
 from diffmoe.data.digits import DigitsSource
 from diffmoe.data.folder import ImageFolderSource
 from diffmoe.data.latents import LATENTS, LatentSource
-from diffmoe.errors import ConfigError
+from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["Source", "open_source"]
 
@@ -44,10 +44,17 @@ class Source(Protocol):
 def open_source(config: RunConfig) -> Source:
     """The samples a config names.
 
-    Raises ConfigError if they are not there or do not fit the model, DataError if a label or a
-    file is damaged.
+    Raises ConfigError if they are not there or do not fit the model, DataError if they cannot be
+    read, are damaged or are no samples.
     """
-    source = _open(config)
+    try:
+        source = _open(config)
+    except OSError as error:
+        raise DataError(
+            f"data.path cannot be read ({error.strerror or error})",
+            where=str(error.filename or getattr(config.data, "path", "")),
+            remedy="check its permissions, or set another --data.path",
+        ) from error
     _check_classes(source, config)
     _check_shape(source, config)
     return source
@@ -67,7 +74,7 @@ def _folder(data: FolderData) -> Path:
         raise ConfigError(
             "data.path is not set", remedy="set --data.path to a folder of images or latents"
         )
-    folder = data.path.expanduser()
+    folder = Path(data.path).expanduser()  # a program may have given words
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise ConfigError(

@@ -48,40 +48,41 @@ class _Read(NamedTuple):
 def stream(
     config: RunConfig,
     source: Source,
-    codec: Codec,
+    codec: Codec | None,
     *,
     first: int,
     device: torch.device | str,
 ) -> Iterator[Batch]:
     """Endless micro-batches on a device, beginning with sample number `first`.
 
-    Raises ConfigError at once if the codec does not fit the model; a sample that cannot be read
-    raises its error when its batch is due.
+    Samples that are encoded already need no `codec`. Raises ConfigError at once if the codec does
+    not fit the model; a sample that cannot be read raises its error when its batch is due.
     """
-    if codec.channels not in (None, config.model.channels):
-        raise ConfigError(
-            f"model.channels {config.model.channels} is not that of the codec, {codec.channels}",
-            remedy=f"use {codec.channels} or another codec.path",
-        )
     samples = _Samples(config, source)
+    encoder = None if source.encoded else codec
+    if encoder is not None and encoder.channels not in (None, config.model.channels):
+        raise ConfigError(
+            f"model.channels {config.model.channels} is not that of the codec, {encoder.channels}",
+            remedy=f"use {encoder.channels} or another codec.path",
+        )
     firsts = itertools.count(first, config.micro_batch)
     device = torch.device(device)
     if samples.in_memory:
-        return _deliver(map(samples.__getitem__, firsts), codec, device, encode=samples.encode)
+        return _deliver(map(samples.__getitem__, firsts), encoder, device)
     loader = _loader(samples, firsts, workers=config.machine.workers, device=device)
-    return _deliver(loader, codec, device, encode=samples.encode)
+    return _deliver(loader, encoder, device)
 
 
 def _deliver(
-    reads: Iterable[_Read | DiffMoEError], codec: Codec, device: torch.device, *, encode: bool
+    reads: Iterable[_Read | DiffMoEError], encoder: Codec | None, device: torch.device
 ) -> Iterator[Batch]:
     for read in reads:
         if isinstance(read, DiffMoEError):
             raise read
         x, label = (part.to(device, non_blocking=True) for part in (read.x, read.label))
-        if encode:
+        if encoder is not None:
             noise = None if read.noise is None else read.noise.to(device, non_blocking=True)
-            x = codec.encode(x, noise)
+            x = encoder.encode(x, noise)
         yield Batch(x, label, read.first)
 
 
@@ -131,8 +132,7 @@ class _Samples(Dataset[_Read | DiffMoEError]):
         self._images: Tensor | None = getattr(source, "images", None)
         self._flip = isinstance(config.data, FolderData) and config.data.flip
         self._order = _Order(self._seed, len(source))
-        self.encode = not source.encoded
-        draws = self.encode and isinstance(config.codec, AutoencoderCodec)
+        draws = not source.encoded and isinstance(config.codec, AutoencoderCodec)
         model = config.model
         self._noise = (model.channels, model.input_size, model.input_size) if draws else None
 

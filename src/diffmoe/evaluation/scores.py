@@ -14,6 +14,7 @@ from diffmoe.randomness import permutation
 __all__ = ["Judge", "Neighbours", "Scores", "nearest_neighbours", "score"]
 
 _COMPONENTS = 64
+_ENOUGH = 1000  # samples from which on the bias of a Frechet distance is small
 _BLOCK = 1024  # images whose distances to all real ones are held at a time
 
 
@@ -102,6 +103,11 @@ class Scores:
     nearest_median: float  # of samples to real images, rms in [-1, 1]
     nearest_median_real: float  # of real images to each other
     copies: float  # share of samples as near to a real image as the nearest 1 % of real ones
+
+    @property
+    def caution(self) -> str:
+        """What to say beside the Frechet distance: of few samples it is too large."""
+        return "" if self.samples >= _ENOUGH else f"biased: use {_ENOUGH:,} or more samples"
 
     def as_dict(self) -> dict[str, float | None]:
         """The scores by name."""

@@ -23,7 +23,6 @@ from diffmoe.checkpoint import (
 )
 from diffmoe.config import RunConfig, to_dict, to_yaml
 from diffmoe.errors import ConfigError, StorageError
-from diffmoe.experiments.draw import config_of
 from diffmoe.presets import PRESETS, preset
 from diffmoe.sampling import refuse_unwritable
 
@@ -34,11 +33,14 @@ Kind = Literal["flow", "ddpm"]
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion wrote and what it left out."""
+    """What a conversion wrote, what it left out and, of a file, what it was read as."""
 
     path: Path
     tensors: int
     dropped: tuple[str, ...]
+    preset: str | None = None  # None = of sizes that no preset has
+    heads: int | None = None
+    objective: str | None = None
 
 
 def convert(
@@ -52,15 +54,30 @@ def convert(
     """Write a released checkpoint as the run folder `target`, or a run as a released checkpoint.
 
     `name` is the preset a file belongs to; without it the preset whose sizes fit is taken. Raises
-    ConfigError when `heads` or `objective` is needed, or given with a run, which knows its own;
-    StorageError for a bad file or run or a target that exists.
+    ConfigError when there is no such source, when `heads` or `objective` is needed, or given with
+    a run, which knows its own; StorageError for a bad file or run or a target that exists.
     """
+    if not source.exists():
+        raise ConfigError(
+            "there is no such checkpoint file or run", where=str(source), remedy="check the path"
+        )
     if target.exists():
         raise StorageError("the target exists", where=str(target), remedy="choose another path")
     refuse_unwritable(target.parent, target.name)
     if not source.is_dir():
         return _import(source, target, name, heads, objective)
-    given = {"preset": name, "heads": heads, "objective": objective}
+    _refuse_choices(source, {"preset": name, "heads": heads, "objective": objective})
+    if not target.suffix:  # without one torch's writer fails
+        raise ConfigError(
+            "the name of a checkpoint file needs a suffix",
+            where=str(target),
+            remedy=f"call it {target.name}.pt, say",
+        )
+    return _export(source, target)
+
+
+def _refuse_choices(source: Path, given: dict[str, object]) -> None:
+    """Raise ConfigError for what is read from a file but known of a run."""
     needless = [option for option, value in given.items() if value is not None]
     if needless:
         raise ConfigError(
@@ -68,7 +85,6 @@ def convert(
             where=str(source),
             remedy="leave out what belongs to reading a file",
         )
-    return _export(source, target)
 
 
 def _import(
@@ -76,30 +92,37 @@ def _import(
 ) -> Converted:
     base = preset(name) if name else None
     released = read_released(source)
-    base = base or _fitting(released.model, objective)
+    if base is None:
+        name, base = _fitting(released.model, objective)
     config = infer_config(released.model, base=base, heads=heads, objective=objective)
     parts = {"model": to_ours(released.model, config), "ema": to_ours(released.ema, config)}
     with new_folder(target) as aside:
         write_text(aside / "config.yaml", to_yaml(config))
         write(aside / "checkpoints", 0, 0, parts, to_dict(config))
-    return Converted(target, len(released.model) + len(released.ema), released.dropped)
+    count = len(released.model) + len(released.ema)
+    read_as = (name, config.model.heads, config.objective.kind)
+    return Converted(target, count, released.dropped, *read_as)
 
 
-def _fitting(tensors: dict[str, Tensor], objective: Kind | None) -> RunConfig | None:
+def _fitting(
+    tensors: dict[str, Tensor], objective: Kind | None
+) -> tuple[str, RunConfig] | tuple[None, None]:
     """The published model of these sizes, if there is one; its objective must be said."""
-    candidates = [build() for build in PRESETS.values()]
-    fitting = [base for base in candidates if not contradictions(tensors, base)]
+    candidates = {name: build() for name, build in PRESETS.items()}
+    fitting = {n: base for n, base in candidates.items() if not contradictions(tensors, base)}
     if fitting and objective is None:
         raise ConfigError(
             "the objective cannot be read from tensors", remedy="give --objective flow or ddpm"
         )
-    return next((base for base in fitting if base.objective.kind == objective), None)
+    found = (pair for pair in fitting.items() if pair[1].objective.kind == objective)
+    return next(found, (None, None))
 
 
 def _export(source: Path, target: Path) -> Converted:
     """Write the newest checkpoint of a run as one file of the released layout."""
-    config = config_of(source)
-    found = find_checkpoint(RunFolder(source).checkpoints)
+    folder = RunFolder(source)
+    config = folder.read_config()
+    found = find_checkpoint(folder.checkpoints)
     if found is None:
         raise StorageError("the run has no checkpoint yet", where=str(source))
     path, manifest = found

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from diffmoe.checkpoint import RunFolder, claimed_step
 from diffmoe.experiments.report import RunReport, refuse_report, report
 from diffmoe.presets import preset
 from diffmoe.training import train
@@ -18,10 +19,14 @@ def demo(
     command: str = "diffmoe demo",
     progress: bool = True,
 ) -> RunReport:
-    """Train `digits-diffmoe` into `path` (or go on with it), then report on `count` samples."""
+    """Train `digits-diffmoe` into `path` (or go on with it), then report on `count` samples.
+
+    Without `steps` it is trained for as many as the preset has; a run that has more keeps them.
+    """
     refuse_report(count)  # before minutes of training
     config = preset("digits-diffmoe")
-    if steps is not None:
-        config = replace(config, loop=replace(config.loop, steps=steps))
+    if steps is None:
+        steps = max(config.loop.steps, claimed_step(RunFolder(Path(path)).checkpoints) or 0)
+    config = replace(config, loop=replace(config.loop, steps=steps))
     train(config, path, progress=progress)
     return report(path, count=count, command=command, device="cpu", progress=progress)

@@ -10,24 +10,17 @@ from torch import Tensor
 
 from diffmoe.checkpoint import LoadedRun, RunFolder, load
 from diffmoe.codec import Codec, build_codec
-from diffmoe.config import PixelCodec, RunConfig, SamplingConfig, read_config
+from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
 from diffmoe.device import resolve_device
-from diffmoe.errors import ConfigError, StorageError
+from diffmoe.errors import ConfigError
 from diffmoe.sampling import Moment, check_request, decode, generate, stamp
 
 __all__ = ["Drawing", "config_of"]
 
 
 def config_of(path: Path | str) -> RunConfig:
-    """The config of the run at `path`; raises StorageError if there is no run."""
-    folder = RunFolder(Path(path))
-    if not folder.is_run:
-        raise StorageError(
-            "this folder is no run: it has no config.yaml",
-            where=str(path),
-            remedy="give the folder of a training run, or train one: diffmoe train PRESET",
-        )
-    return read_config(folder.config)
+    """The config of the run at `path`; raises NoRunError if there is no run."""
+    return RunFolder(Path(path)).read_config()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ _CAPTIONS = {
     ),
     "tokens_per_expert": (
         "Who does the work",
-        "Share of all tokens that each expert took, over all steps and both guidance branches.",
+        "Share of all tokens that each expert took, over all steps and all branches evaluated. A"
+        " token may be taken by several experts or by none: the shares of a row add up to its"
+        " capacity x 100 %.",
     ),
 }
 
@@ -34,15 +36,25 @@ def write_page(
     trace: CapacityTrace,
     scores: Scores | None,
     unscored: str,
+    names: list[str],
     figures: dict[str, Path],
     facts: dict[str, Any],
     command: str,
 ) -> Path:
     """Write `report.json` and `report.html` into the run; returns the page."""
     numbers = {**(scores.as_dict() if scores else {}), "capacity": trace.average}
+    if run.model.moe_layers:
+        numbers["capacity_conditional"] = trace.conditional
     if trace.dropped:
         numbers["dropped"] = trace.dropped_share
-    content = {"scores": numbers, "unscored": unscored, "stamp": facts, "command": command}
+    classes = dict(enumerate(names))  # what a label of `diffmoe sample` stands for
+    content = {
+        "scores": numbers,
+        "unscored": unscored,
+        "classes": classes,
+        "stamp": facts,
+        "command": command,
+    }
     write_text(run.folder.path / "report.json", json.dumps(content, indent=2, default=str))
     rows = _score_rows(scores) if scores else [("scores", "none", f"not scored: {unscored}")]
     return write_report(
@@ -80,7 +92,8 @@ def _score_rows(scores: Scores) -> list[tuple[str, str, str]]:
         (
             "Frechet distance",
             f"{scores.frechet_distance:.3f}",
-            f"to the training images, on {scores.components} components of pixels",
+            f"to the training images, on {scores.components} components of pixels"
+            + (f"; {scores.caution}" if scores.caution else ""),
         ),
         (
             "nearest training image",
@@ -96,8 +109,14 @@ def _capacity_rows(run: LoadedRun, trace: CapacityTrace) -> list[tuple[str, str,
     share = trace.dropped_share
     capped = "of what experts asked for, above max_capacity, lowest demand first"
     dropped = [("dropped", f"{share:.2%}", capped)] if share else []
+    whole = "average over steps, layers and all branches evaluated; 1 = dense"
+    branch = "without the unconditional branch that guidance adds: the average of the figures"
+    if trace.is_even:
+        branch = "the same at every step and for every class, so no figure shows it"
+    conditional = ("capacity, conditional branch", f"{trace.conditional:.3f}", branch)
     return [
-        ("capacity", f"{trace.average:.3f}", "average over steps, layers and experts; 1 = dense"),
+        ("capacity", f"{trace.average:.3f}", whole),
+        *([conditional] if run.model.moe_layers else []),
         *dropped,
         (
             "activated parameters",

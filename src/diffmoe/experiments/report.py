@@ -27,22 +27,26 @@ class RunReport:
     figures: dict[str, Path]
     scores: Scores | None  # None where the samples cannot be scored
     unscored: str  # why, empty where there are scores
-    capacity: float  # C_avg of the sampling run
+    capacity: float  # C_avg of the sampling run, over all branches that were evaluated
+    conditional_capacity: float  # of the conditional branch alone, as in the figures
 
     @property
     def findings(self) -> list[str]:
         """The numbers in sentences, or why there are none."""
         capacity = f"average capacity {self.capacity:.3f}"
+        if f"{self.conditional_capacity:.3f}" != f"{self.capacity:.3f}":
+            capacity += f" (conditional branch {self.conditional_capacity:.3f})"
         if self.scores is None:
             return [f"the samples are not scored: {self.unscored}", capacity]
         scores, known = self.scores, self.scores.held_out_accuracy
         share = "an unknown share" if known is None else f"{known:.1%}"
+        caution = f" ({scores.caution})" if scores.caution else ""
         return [
             f"{scores.agreement:.1%} of {scores.samples} samples are read as the class asked for"
             f" (the judge reads {share} of held-out real images right)",
             f"nearest training image: {scores.nearest_median:.3f} rms (real to real"
             f" {scores.nearest_median_real:.3f}); {scores.copies:.1%} nearer than 99 % of real",
-            f"Frechet distance {scores.frechet_distance:.3f}, {capacity}",
+            f"Frechet distance {scores.frechet_distance:.3f}{caution}, {capacity}",
         ]
 
 
@@ -68,7 +72,7 @@ def report(
     seeds = range(first_seed, first_seed + count)
     drawing = Drawing.prepare(path, labels, seeds, settings, device)
     refuse_unwritable(drawing.run.folder.path, "report.html")
-    reference = Reference.of(config)
+    reference = Reference.of(config, drawing.run.trained_on.get("data"))
     trace = CapacityTrace.empty(config, settings.steps)
     images, classes = drawing.images(callback=trace, progress=progress), torch.tensor(labels)
     scores, unscored = score_samples(reference, images, classes)
@@ -76,8 +80,9 @@ def report(
     figures = _figures(drawing.run, trace, names, images, classes)
     asked = f"diffmoe.report({str(path)!r}, count={count}, first_seed={first_seed})"
     facts = {**drawing.stamp, "seeds": [first_seed, first_seed + count - 1]}
-    page = write_page(drawing.run, trace, scores, unscored, figures, facts, command or asked)
-    return RunReport(page, figures, scores, unscored, trace.average)
+    made = command or asked
+    page = write_page(drawing.run, trace, scores, unscored, names, figures, facts, made)
+    return RunReport(page, figures, scores, unscored, trace.average, trace.conditional)
 
 
 def refuse_report(count: int) -> None:

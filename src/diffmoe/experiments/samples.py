@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
+from diffmoe.analysis import CapacityTrace
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.draw import Drawing
@@ -13,6 +17,7 @@ from diffmoe.sampling import balanced_labels, refuse_place, write_samples
 
 __all__ = ["request", "sample"]
 
+_LOG = logging.getLogger(__name__)
 _COUNT = 16  # images when nothing says how many
 
 
@@ -39,9 +44,19 @@ def sample(
     drawing = replace(prepared, capture=capture)
     target = out or drawing.run.folder.samples / _name(drawing)
     refuse_place(target)
-    images = drawing.images(progress=progress)
-    write_samples(target, images, drawing.labels, drawing.seeds, drawing.stamp)
+    images, facts = _drawn(drawing, progress)
+    write_samples(target, images, drawing.labels, drawing.seeds, {**drawing.stamp, **facts})
     return target
+
+
+def _drawn(drawing: Drawing, progress: bool) -> tuple[Tensor, dict[str, float]]:
+    """The images, and under a cap the share of what experts asked for that it left out."""
+    if drawing.settings.max_capacity is None:
+        return drawing.images(progress=progress), {}
+    trace = CapacityTrace.empty(drawing.run.config, drawing.settings.steps)
+    images = drawing.images(callback=trace, progress=progress)
+    _LOG.info("max_capacity left out %.2f %% of what experts asked for", 100 * trace.dropped_share)
+    return images, {"dropped": trace.dropped_share}
 
 
 def _name(drawing: Drawing) -> str:

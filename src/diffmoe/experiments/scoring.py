@@ -13,6 +13,9 @@ from diffmoe.evaluation import Scores, score
 
 __all__ = ["Reference", "score_samples"]
 
+_CHANGED = (
+    "the data are not those of the training any more: {} then, {} now — restore them to score"
+)
 _MOST_IMAGES = 20_000  # that the judge and the neighbour search can hold
 _MOST_VALUES = 2**27  # of all of them together
 
@@ -25,12 +28,19 @@ class Reference:
     unscored: str  # a sentence; empty if samples can be scored
 
     @classmethod
-    def of(cls, config: RunConfig) -> "Reference":
-        """The data a config names; nothing is raised, as a report needs only the run."""
+    def of(cls, config: RunConfig, trained_on: str | None = None) -> "Reference":
+        """The data a config names; nothing is raised, as a report needs only the run.
+
+        `trained_on` is the fingerprint of the training data, None where it is not known: other
+        data, or the same ones changed since, score nothing and name no class.
+        """
         try:
             source = open_source(config)
+            found = source.fingerprint
         except DiffMoEError as error:
             return cls(None, str(error))
+        if trained_on not in (None, found):
+            return cls(None, _CHANGED.format(trained_on, found))
         return cls(source, _unscorable(config, source))
 
     def names(self, classes: int) -> list[str]:

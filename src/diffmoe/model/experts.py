@@ -26,7 +26,7 @@ _ALIGNMENT = 16  # bytes: grouped_mm wants rows that start on such a boundary
 
 def counts_stay_on_device(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether dynamic counts need no read by the host: torch's grouped product runs there."""
-    if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
+    if torch.version.cuda is None or device.type in ("cpu", "meta") or dtype != torch.bfloat16:
         return False
     return torch.cuda.get_device_capability(device)[0] in (9, 10)  # elsewhere it loops, too
 

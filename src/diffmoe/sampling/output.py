@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffmoe.checkpoint import new_folder
@@ -18,6 +18,7 @@ __all__ = ["contact_sheet", "refuse_place", "refuse_unwritable", "to_picture", "
 
 _RECORD, _SHEET = "samples.json", "sheet.png"
 _IMAGE = re.compile(r"\d{6,}-class-\d+-seed-\d+\.png")
+_TILE, _GAP, _CAPTION = 64, 8, 26  # pixels: least side of a tile, between tiles, of two lines
 _MOST_SHOWN = 100  # images on the contact sheet: one of 50,000 is no picture any more
 
 
@@ -44,6 +45,29 @@ def contact_sheet(images: Tensor, columns: int, scale: int = 1, gap: int = 2) ->
     return to_picture(sheet, scale)
 
 
+def _captioned(images: Tensor, captions: Sequence[str], columns: int = 10) -> Image.Image:
+    """uint8 images (N, C, H, W) on white, small ones enlarged, each above its caption."""
+    scale = -(-_TILE // min(images.shape[-2:]))
+    tiles = [to_picture(image, scale) for image in images]
+    columns, rows = min(columns, len(tiles)), -(-len(tiles) // columns)
+    wide, high = tiles[0].width + _GAP, tiles[0].height + _CAPTION + _GAP
+    sheet = Image.new(tiles[0].mode, (columns * wide + _GAP, rows * high + _GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for index, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = _GAP + index % columns * wide, _GAP + index // columns * high
+        sheet.paste(tile, (left, top))
+        fitting = "\n".join(_fitting(line, font, tile.width) for line in caption.split("\n"))
+        pen.multiline_text((left, top + tile.height), fitting, fill="black", font=font, spacing=1)
+    return sheet
+
+
+def _fitting(line: str, font: Any, width: int) -> str:
+    """A line of text, cut off where it would reach into the next tile."""
+    while font.getlength(line) > width:
+        line = line.rstrip(".")[:-1] + ".."
+    return line
+
+
 def write_samples(
     path: Path, images: Tensor, labels: Sequence[int], seeds: Sequence[int], stamp: dict[str, Any]
 ) -> None:
@@ -57,8 +81,10 @@ def write_samples(
         for index, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
             names.append(f"{index:06d}-class-{label}-seed-{seed}.png")
             to_picture(images[index]).save(aside / names[-1])
-        scale, shown = max(1, 64 // images.shape[-1]), images[:_MOST_SHOWN]
-        contact_sheet(shown, columns=min(10, len(shown)), scale=scale).save(aside / _SHEET)
+        captions = [
+            f"class {label}\nseed {seed}" for label, seed in zip(labels, seeds, strict=True)
+        ]
+        _captioned(images[:_MOST_SHOWN], captions[:_MOST_SHOWN]).save(aside / _SHEET)
         records = [
             {"file": name, "label": label, "seed": seed}
             for name, label, seed in zip(names, labels, seeds, strict=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,10 +17,10 @@ from diffmoe.codec import build_codec
 from diffmoe.config import RunConfig, to_dict
 from diffmoe.data import Batch, open_source, stream
 from diffmoe.device import resolve_device
-from diffmoe.errors import NonFiniteError, StoppedError
+from diffmoe.errors import ConfigError, NonFiniteError, StoppedError
 from diffmoe.objective import build_objective
 from diffmoe.training.metrics import MetricsFile, Window
-from diffmoe.training.resume import begin
+from diffmoe.training.resume import STORED, begin
 from diffmoe.training.state import TrainingState, state_parts
 from diffmoe.training.step import train_step
 
@@ -29,14 +30,18 @@ __all__ = ["train"]
 def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunFolder:
     """Train `config` into the run folder `path`, or go on with the run that is there.
 
-    Raises ConfigError if the folder holds another run, StorageError if it cannot be written,
-    NonFiniteError when the loss is no number, StoppedError when a signal asked to stop.
+    Raises ConfigError if the folder holds another run, StorageError if it holds other things or
+    cannot be written, NonFiniteError when the loss is no number, StoppedError when a signal asked
+    to stop.
     """
+    if path == "":
+        raise ConfigError("the run folder has an empty name", remedy="name one, say runs/mine")
     device = resolve_device(config.machine.device)
     folder = RunFolder(Path(path))
     folder.refuse_another(config)
-    source, codec = open_source(config), build_codec(config.codec, device)
-    trained_on = {"codec": codec.identity, "data": source.fingerprint}
+    source = open_source(config)
+    codec = None if source.encoded else build_codec(config.codec, device)
+    trained_on = {"codec": codec.identity if codec else STORED, "data": source.fingerprint}
     with folder.locked():
         state = begin(config, folder, trained_on, device)
         first = state.step * config.training.global_batch
@@ -62,15 +67,11 @@ def _run(
     window = Window(len(state.model.moe_layers))
     metrics = closing(MetricsFile(folder.metrics, state.step))
     micro_steps = config.training.global_batch // config.micro_batch
-    bar = tqdm(
-        total=config.loop.steps,
-        initial=state.step,
-        desc=f"train {folder.path.name}",
-        unit="step",
-        disable=not progress,
-        mininterval=1.0,
-    )
-    with bar, metrics as lines, _stop_signals() as stop:
+    with (
+        _bar(config, folder, state.step, progress) as bar,
+        metrics as lines,
+        _stop_signals() as stop,
+    ):
         while state.step < config.loop.steps:
             window.add(
                 *train_step(state, objective, list(itertools.islice(batches, micro_steps)), config)
@@ -84,7 +85,7 @@ def _run(
                 _refuse_non_finite(window, folder, state.step)
                 values = window.read(state.model, config.training.global_batch)
                 lines.write(state.step, values)
-                bar.set_postfix(loss=f"{values['loss']:.3f}")
+                bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             if stopping:
                 break
     if state.step < config.loop.steps:
@@ -93,6 +94,19 @@ def _run(
             where=str(folder.path),
             remedy="the same command goes on from here",
         )
+
+
+def _bar(config: RunConfig, folder: RunFolder, step: int, progress: bool) -> Any:
+    """The progress bar; where nobody watches, in a file say, each of its lines stays: few come."""
+    return tqdm(
+        total=config.loop.steps,
+        initial=step,
+        desc=f"train {folder.path.name}",
+        unit="step",
+        disable=not progress,
+        mininterval=1.0 if sys.stderr.isatty() else 30.0,
+        maxinterval=60.0,
+    )
 
 
 def _save(config: RunConfig, folder: RunFolder, state: TrainingState, window: Window) -> None:
@@ -110,8 +124,9 @@ def _refuse_non_finite(window: Window, folder: RunFolder, step: int) -> None:
         raise NonFiniteError(
             f"the loss or its gradient is not finite near step {step}",
             where=str(folder.path),
-            remedy=f"lower training.learning_rate or set training.clip_norm in a new run; last good"
-            f" checkpoint: {kept[-1] if kept else 'none yet'}",
+            remedy="lower training.learning_rate or set training.clip_norm"
+            f"{' in a new run' if kept else ''}; last good checkpoint:"
+            f" {kept[-1] if kept else 'none yet'}",
         )
 
 

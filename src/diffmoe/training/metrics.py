@@ -68,7 +68,8 @@ class Window:
 class MetricsFile:
     """`metrics.jsonl`, one line a call, and TensorBoard where it is installed.
 
-    Lines of steps after `step` are dropped first: a resumed run writes them again.
+    Lines of steps after `step` are dropped first: a resumed run writes them again. A line is the
+    mean over the steps since the line before it or, where it is the first, since the run went on.
     """
 
     def __init__(self, path: Path, step: int) -> None:

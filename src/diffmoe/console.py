@@ -1,0 +1,114 @@
+"""What the verbs say, as lines: the program's name, its usage, and what a verb has found."""
+
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffmoe.errors import StorageError
+from diffmoe.presets import PRESETS
+
+if TYPE_CHECKING:
+    from diffmoe.experiments import Converted, Needs, RunReport
+
+__all__ = [
+    "conversion_lines",
+    "needs_lines",
+    "preset_lines",
+    "program",
+    "report_lines",
+    "sentence",
+    "usage",
+    "versions",
+]
+
+_NAME = "diffmoe"
+
+
+def program() -> str:
+    """The program as a shell finds it here, so that a line which names it can be pasted."""
+    started = Path(sys.argv[0])
+    if started.parts[-2:] == (_NAME, "__main__.py"):
+        return f"{shlex.quote(sys.orig_argv[0])} -m {_NAME}"
+    if started.name != _NAME or not started.is_file():
+        return _NAME
+    found = shutil.which(_NAME)
+    return _NAME if found and started.samefile(found) else shlex.quote(sys.argv[0])
+
+
+def versions() -> str:
+    """Which versions work here, read without importing what they are of."""
+    return f"diffmoe {version(_NAME)}, torch {version('torch')}, Python {platform.python_version()}"
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong on one line, an error of the system in the words of the others."""
+    if isinstance(error, OSError) and error.strerror:
+        place = str(error.filename or "")
+        error = StorageError(f"a file cannot be read or written ({error.strerror})", where=place)
+    return " ".join(str(error).splitlines())
+
+
+def usage(verbs: Mapping[str, tuple[str, str]]) -> str:
+    """What each verb takes and does."""
+    lines = [
+        f"  diffmoe {f'{verb} {words}'.strip():<28}{what}" for verb, (words, what) in verbs.items()
+    ]
+    return "\n".join(
+        [
+            "usage: diffmoe VERB ... [--field.name VALUE]",
+            "",
+            *lines,
+            "",
+            "diffmoe VERB ... --help lists the fields; --debug shows the traceback of an error;",
+            "diffmoe --version names the versions that work here",
+        ]
+    )
+
+
+def needs_lines(found: "Needs") -> list[str]:
+    """Parameters and memory of a run."""
+    return [
+        f"parameters   {found.parameters:,}",
+        f"activated    {found.activated['eq40']:,.0f} at C = 1 by Eq. 40",
+        f"             {found.activated['executed']:,.0f} with routers and predictors whole",
+        "memory on one device, GiB",
+        *(
+            f"  {part:<28}{size / 2**30:10.3f}"
+            for part, size in {**found.memory, "all": found.total}.items()
+        ),
+    ]
+
+
+def report_lines(found: "RunReport") -> list[str]:
+    """The findings of a report, and where it lies."""
+    figures = ", ".join(str(path) for path in found.figures.values())
+    return [*found.findings, f"report: {found.page}", f"figures: {figures}"]
+
+
+def conversion_lines(done: "Converted") -> list[str]:
+    """What a conversion wrote and, of a file, what it was read as."""
+    left = f", left out: {', '.join(done.dropped)}" if done.dropped else ""
+    lines = [f"{done.tensors} tensors of model and ema, bit for bit: {done.path}{left}"]
+    if done.heads is not None:
+        known = done.preset or "a model that is no preset"
+        lines.append(f"read as {known}: {done.heads} heads, objective {done.objective}")
+    return lines
+
+
+def preset_lines() -> list[str]:
+    """The presets with their parameters."""
+    from diffmoe.model import activated_parameters, count_parameters
+
+    lines = [f"{'preset':<22}{'parameters':>14}{'activated':>12}  what it is"]
+    for name, build in PRESETS.items():
+        model = build().model
+        total = count_parameters(model).total / 1e6
+        activated = activated_parameters(model)["eq40"] / 1e6
+        line = (build.__doc__ or "").splitlines()[0]
+        lines.append(f"{name:<22}{total:>12.2f} M{activated:>10.2f} M  {line}")
+    return lines
