@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--selection", choices=["token", "pool"], default="token")
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
     keep_freed_memory()
@@ -39,8 +40,8 @@ def main() -> None:
     work = ModelWork(preset(words.preset), words.images, machine)
     print(f"training step of {words.preset}, {words.images} images, forward and backward")
     print(table(work.step(work.model), machine.device))
-    print("sampling evaluation at C = 1, selection token")
-    print(table(work.evaluate(work.model, work.plan("token")), machine.device))
+    print(f"sampling evaluation at C = 1, selection {words.selection}")
+    print(table(work.evaluate(work.model, work.plan(words.selection)), machine.device))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ def needs_lines(found: "Needs") -> list[str]:
             f"  {part:<28}{size / 2**30:10.3f}"
             for part, size in {**found.memory, "all": found.total}.items()
         ),
+        "less: --machine.micro-batch, --machine.activation-checkpointing, --training.precision"
+        " bfloat16",
     ]
 
 

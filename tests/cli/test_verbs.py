@@ -280,3 +280,19 @@ def test_a_converted_run_cannot_be_trained_on_silently(
     said(capsys, "convert", "released.pt", "run", "--heads", "3", "--objective", "flow")
     assert main(["train", "run", "--quiet"]) in (2, 5)
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_file_of_another_model_is_named_and_odd_thresholds_are_told(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = dict(randomized(ReleasedModel("batch_pool", heads=3), 1).state_dict())
+    words = ["convert", "odd.pt", "run", "--heads", "3", "--objective", "flow"]
+    torch.save({"model": tensors, "ema": tensors}, "odd.pt")
+    assert main([*words, "--preset", "dit-s-flow"]) == 2
+    assert "odd.pt" in capsys.readouterr().err
+    name = next(key for key in tensors if key.endswith("expert_threshold"))
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    torch.save({"model": tensors, "ema": tensors}, "odd.pt")
+    with caplog.at_level("WARNING"):
+        said(capsys, *words)
+    assert "odd.pt" in caplog.text and "is not in [0, 1)" in caplog.text

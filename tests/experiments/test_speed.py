@@ -70,6 +70,7 @@ def test_the_table_holds_every_row(measured) -> None:
 def test_rows_can_be_chosen_and_a_wrong_one_is_named() -> None:
     found = bench(**SMALL, rows=["reads"])
     assert len(found.rows) == 4
+    assert len(bench(**SMALL, rows=["reads-token", "reads-pool"]).rows) == 4  # as they are printed
     with pytest.raises(ConfigError, match=r"no row 'layers'.*did you mean layer"):
         bench(**SMALL, rows=["layers"])
     with pytest.raises(ConfigError, match="router dense is not what is measured here"):

@@ -170,11 +170,14 @@ _VIEWS = {
 }
 
 
-@pytest.mark.parametrize("router", [tiny.batch_pool, tiny.expert_choice], ids=lambda f: f.__name__)
-def test_kernels_of_training_do_not_grow_with_the_experts(router) -> None:
+@pytest.mark.parametrize(
+    ("router", "most"), [(tiny.batch_pool, 400), (tiny.expert_choice, 190)], ids=["pool", "image"]
+)
+def test_kernels_of_training_do_not_grow_with_the_experts(router, most: int) -> None:
+    """Nor with a change: 389 and 179 today, forward, backward, losses and statistics."""
     x = rows()
     counts = {experts: kernels(step(layer(experts, router), x)) for experts in (2, 8, 16)}
-    assert len({*counts.values()}) == 1 and counts[2] <= 400, counts
+    assert len({*counts.values()}) == 1 and counts[2] <= most, counts
 
 
 def test_nor_do_those_of_static_sampling() -> None:
@@ -225,15 +228,19 @@ def test_bytes_of_a_step_do_not_grow_with_the_experts() -> None:
 
 
 def test_bytes_of_a_step_are_those_of_the_formula() -> None:
-    """Dense: the hidden rows before and after GELU, their gradient, and a few of width D."""
+    """Dense: hidden rows of 4 D before and after GELU, and their gradient.
+
+    A mixture adds the taken rows, the experts' and the gated output, the predictor's two hidden
+    rows of width D, and half a row of what has the shape (S, E).
+    """
     x = rows()
     plain = FeedForward(WIDTH, 4 * WIDTH)
     row = IMAGES * TOKENS * WIDTH * 4
     dense = peak_bytes(step(plain, x), plain, CPU)
-    assert 8 * row <= dense <= 15 * row
+    assert dense == pytest.approx((4 + 4 + 4) * row, abs=row / 2)
     module = layer(8)
     mixture = peak_bytes(step(module, x), module, CPU)
-    assert mixture <= dense + 9 * row  # taken, gated, combined rows; the predictor's hidden ones
+    assert mixture == pytest.approx(dense + (1 + 2 + 2 + 0.5) * row, abs=row / 2)
 
 
 @pytest.mark.parametrize("experts", [4, 64])

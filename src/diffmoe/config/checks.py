@@ -30,4 +30,7 @@ def check_within(low: float, high: float, group: str, record: object, *names: st
     for name in names:
         value = getattr(record, name)
         if value is not None and not low <= value <= high:
-            raise ConfigError(f"{group}.{name} {value} is not in [{low}, {high}]")
+            raise ConfigError(
+                f"{group}.{name} {value} is not in [{low}, {high}]",
+                remedy="choose a value inside of it",
+            )

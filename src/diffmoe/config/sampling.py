@@ -98,7 +98,10 @@ class SamplingConfig:
                 remedy="policy `constant` needs a gamma in [0, 1), the others take none",
             )
         if self.gamma is not None and not 0 <= self.gamma < 1:
-            raise ConfigError(f"sampling.gamma {self.gamma} is not in [0, 1)")
+            raise ConfigError(
+                f"sampling.gamma {self.gamma} is not in [0, 1)",
+                remedy="0 lets every expert take every row, 0.4 was near capacity 1 in the paper",
+            )
 
     def _check_pool(self) -> None:
         if self.pool_images is not None and self.selection != "pool":

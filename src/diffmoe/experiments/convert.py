@@ -1,5 +1,8 @@
 """Checkpoints of the authors' released layout to run folders, and back."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,12 +25,13 @@ from diffmoe.checkpoint import (
     write_text,
 )
 from diffmoe.config import RunConfig, to_dict, to_yaml
-from diffmoe.errors import ConfigError, StorageError
+from diffmoe.errors import ConfigError, DiffMoEError, StorageError
 from diffmoe.presets import PRESETS, preset
 from diffmoe.sampling import refuse_unwritable
 
 __all__ = ["Converted", "convert"]
 
+_LOG = logging.getLogger(__name__)
 Kind = Literal["flow", "ddpm"]
 
 
@@ -92,16 +96,37 @@ def _import(
 ) -> Converted:
     base = preset(name) if name else None
     released = read_released(source)
-    if base is None:
-        name, base = _fitting(released.model, objective)
-    config = infer_config(released.model, base=base, heads=heads, objective=objective)
-    parts = {"model": to_ours(released.model, config), "ema": to_ours(released.ema, config)}
+    with _about(source):
+        if base is None:
+            name, base = _fitting(released.model, objective)
+        config = infer_config(released.model, base=base, heads=heads, objective=objective)
+        parts = {"model": to_ours(released.model, config), "ema": to_ours(released.ema, config)}
+    _warn_of_thresholds(parts["ema"], source)
     with new_folder(target) as aside:
         write_text(aside / "config.yaml", to_yaml(config))
         write(aside / "checkpoints", 0, 0, parts, to_dict(config))
     count = len(released.model) + len(released.ema)
     read_as = (name, config.model.heads, config.objective.kind)
     return Converted(target, count, released.dropped, *read_as)
+
+
+@contextmanager
+def _about(source: Path) -> Iterator[None]:
+    """Name the file in errors that speak of its tensors."""
+    try:
+        yield
+    except DiffMoEError as error:
+        if str(source) in str(error):
+            raise
+        what, _, remedy = str(error).partition(" — ")
+        raise type(error)(what, where=str(source), remedy=remedy) from error
+
+
+def _warn_of_thresholds(tensors: dict[str, Tensor], source: Path) -> None:
+    """They are kept bit for bit, but sampling with policy `ema` will refuse them."""
+    for name, value in tensors.items():
+        if name.endswith("router.threshold") and not ((value >= 0) & (value < 1)).all():
+            _LOG.warning("%s: %s is not in [0, 1): sample with --policy constant", source, name)
 
 
 def _fitting(

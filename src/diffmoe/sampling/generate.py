@@ -185,7 +185,7 @@ def _whole(what: str, value: SupportsIndex) -> int:
     try:
         return int(index(value))
     except TypeError:
-        raise ConfigError(f"{what} {value!r} is no whole number") from None
+        raise ConfigError(f"{what} {value!r} is no whole number", remedy="such as 3") from None
 
 
 def balanced_labels(count: int, classes: int) -> list[int]:

@@ -92,12 +92,13 @@ def bench(
 def _asked(rows: Sequence[str], device: torch.device) -> list[str]:
     """The rows to measure: those named, or else all that the device is made for."""
     known = [*ROWS, *ACCELERATOR_ROWS]
-    for name in rows:
-        if name not in known:
+    groups = [name if name in known else name.rpartition("-")[0] for name in rows]
+    for name, group in zip(rows, groups, strict=True):
+        if group not in known:
             near = nearest(name, known)
             hint = f"did you mean {near}?" if near else f"use {', '.join(known)}"
             raise ConfigError(f"there is no row {name!r} to measure", remedy=hint)
-    return list(rows) or (list(ROWS) if device.type == "cpu" else known)
+    return list(dict.fromkeys(groups)) or (list(ROWS) if device.type == "cpu" else known)
 
 
 def _facts(setup: Bench, model: str, dense: str) -> dict[str, Any]:
