@@ -42,10 +42,11 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, where it can be told to (glibc); for programs only.
+    """Let the C library keep what is freed, where it can be told to (glibc).
 
     By default it gives large tensors back to the kernel, which hands them out again page by page,
-    each filled with zeros: with many experts, a tenth of a training step on a CPU.
+    each filled with zeros: with many experts, a tenth of a training step on a CPU. It holds for
+    the whole process, so programs and measurements call it and nothing else does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -64,7 +64,6 @@ def test_a_dead_link_and_a_deleted_image_are_named(images: Path) -> None:
         source.load(index, False)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_is_no_image(images: Path) -> None:
     os.mkfifo(images / "cat" / "pipe.png")
     assert len(opened(images)) == 22

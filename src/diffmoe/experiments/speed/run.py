@@ -18,7 +18,7 @@ from diffmoe.device import keep_freed_memory, resolve_device
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.speed.accelerator import ACCELERATOR_ROWS
 from diffmoe.experiments.speed.answer import Bench, Row
-from diffmoe.experiments.speed.measure import clock_of, measure_ceilings
+from diffmoe.experiments.speed.measure import Times, clock_of, measure_ceilings
 from diffmoe.experiments.speed.rows import ROWS
 from diffmoe.experiments.speed.workload import Machine
 from diffmoe.presets import preset
@@ -160,7 +160,9 @@ def _lines(row: Row) -> list[str]:
     lines = [f"{row.name:<13}{row.value:>7.3f} ± {row.spread:.3f}{bar}  {row.what}"]
     for name, seconds in row.seconds.items():
         over = row.over_floor[name]
-        lines.append(f"{'':<13}{seconds * 1e3:>10.1f} ms  {over:.2f} x floor  {name}")
+        spread = Times(row.rounds[name]).spread
+        times = f"{seconds * 1e3:>10.1f} ± {spread * 1e3:.1f} ms"
+        lines.append(f"{'':<13}{times}  {over:.2f} x floor  {name}")
     if row.check is not None:
         verdict = "" if row.check.passed else f", MORE than {row.check.tolerance:g}"
         lines.append(f"{'':<13}{row.check.difference:>10.1e}  from the loops at most{verdict}")
