@@ -490,7 +490,7 @@ def test_an_error_of_the_system_is_one_sentence_too(
     def broken(name: str) -> RunConfig:
         raise OSError(5, "Input/output error\nof two lines", "disk")
 
-    monkeypatch.setattr("diffmoe.cli.preset", broken)
+    monkeypatch.setattr("diffmoe.cli.verbs.preset", broken)
     code, sentence = refused("train digits-diffmoe", capsys)
     assert code == ExitCode.STORAGE
     assert sentence == "a file cannot be read or written (Input/output error of two lines) — disk"

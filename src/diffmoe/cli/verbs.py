@@ -1,12 +1,9 @@
-"""The front door: one thin verb for each task."""
+"""The verbs: each a thin function of the words behind it."""
 
-import contextlib
 import itertools
-import logging
 import os
 import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from diffmoe.arguments import (
@@ -25,14 +22,11 @@ from diffmoe.console import (
     preset_lines,
     program,
     report_lines,
-    sentence,
-    usage,
-    versions,
 )
-from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, NoRunError, StoppedError
+from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, NoRunError
 from diffmoe.presets import PRESETS, preset
 
-__all__ = ["main"]
+__all__ = ["VERBS", "verb"]
 
 
 def _train(words: list[str]) -> None:
@@ -199,7 +193,7 @@ def _presets(words: list[str]) -> None:
     print("\n".join(preset_lines()))
 
 
-_VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
+VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "demo": (_demo, "", "train on real digits, sample, score and report, in minutes"),
     "train": (_train, "PRESET|RUN", "train, or go on with a run"),
     "sample": (_sample, "RUN", "draw images"),
@@ -239,57 +233,12 @@ def _refuse_several_processes() -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code, after one line on stderr when it failed."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    # Threads that wait by spinning make a shared machine many times slower than sleeping ones.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("diffmoe").setLevel(logging.INFO)
-    if not words or words[0] in ("-h", "--help"):
-        print(usage({verb: row[1:] for verb, row in _VERBS.items()}))
-        return ExitCode.DONE
-    if words == ["--version"]:
-        print(versions())
-        return ExitCode.DONE
-    try:
-        _verb(words[0])(words[1:])
-        sys.stdout.flush()  # a reader that is gone is noticed here, not when Python ends
-    except DiffMoEError as error:
-        return _fail(error, error.exit_code, debug)
-    except BrokenPipeError:
-        return _leave_quietly()
-    except OSError as error:
-        return _fail(error, ExitCode.STORAGE, debug)
-    except KeyboardInterrupt:
-        stopped = StoppedError("interrupted", remedy="nothing half-made is left; run it again")
-        return _fail(stopped, stopped.exit_code, debug)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return ExitCode.DONE
-
-
-def _leave_quietly() -> ExitCode:
-    """The exit code when nobody reads the output: whoever closed it, `head` say, knows why."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.STORAGE
-
-
-def _verb(name: str) -> Callable[[list[str]], None]:
-    if name not in _VERBS:
-        near = nearest(name, list(_VERBS))
+def verb(name: str) -> Callable[[list[str]], None]:
+    """The verb of that name; raises ConfigError, naming the nearest, if there is none."""
+    if name not in VERBS:
+        near = nearest(name, list(VERBS))
         raise ConfigError(
             f"unknown verb {name!r}",
             remedy=f"did you mean {near}?" if near else "see diffmoe --help",
         )
-    return _VERBS[name][0]
-
-
-def _fail(error: Exception, code: ExitCode, debug: bool) -> int:
-    if debug:
-        raise error
-    print(f"diffmoe: error: {sentence(error)}", file=sys.stderr)
-    return code
+    return VERBS[name][0]

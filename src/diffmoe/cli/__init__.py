@@ -1,0 +1,5 @@
+"""The front door: one thin verb for each task."""
+
+from diffmoe.cli.main import main
+
+__all__ = ["main"]

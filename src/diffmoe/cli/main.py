@@ -1,0 +1,59 @@
+"""The front door: words in, a verb run, an exit code out."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from diffmoe.cli.verbs import VERBS, verb
+from diffmoe.console import sentence, usage, versions
+from diffmoe.errors import DiffMoEError, ExitCode, StoppedError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code, after one line on stderr when it failed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    # Threads that wait by spinning make a shared machine many times slower than sleeping ones.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("diffmoe").setLevel(logging.INFO)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage({name: row[1:] for name, row in VERBS.items()}))
+        return ExitCode.DONE
+    if words == ["--version"]:
+        print(versions())
+        return ExitCode.DONE
+    try:
+        verb(words[0])(words[1:])
+        sys.stdout.flush()  # a reader that is gone is noticed here, not when Python ends
+    except DiffMoEError as error:
+        return _fail(error, error.exit_code, debug)
+    except BrokenPipeError:
+        return _leave_quietly()
+    except OSError as error:
+        return _fail(error, ExitCode.STORAGE, debug)
+    except KeyboardInterrupt:
+        stopped = StoppedError("interrupted", remedy="nothing half-made is left; run it again")
+        return _fail(stopped, stopped.exit_code, debug)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return ExitCode.DONE
+
+
+def _leave_quietly() -> ExitCode:
+    """The exit code when nobody reads the output: whoever closed it, `head` say, knows why."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.STORAGE
+
+
+def _fail(error: Exception, code: ExitCode, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"diffmoe: error: {sentence(error)}", file=sys.stderr)
+    return code
