@@ -12,7 +12,7 @@ from diffmoe.experiments import report
 from diffmoe.model import RoutingPlan, build_model
 from diffmoe.objective import build_objective
 from diffmoe.presets import preset
-from diffmoe.sampling import generate
+from diffmoe.sampling import calibrate, generate
 from diffmoe.training import train
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "SamplingConfig",
     "build_model",
     "build_objective",
+    "calibrate",
     "generate",
     "load",
     "preset",

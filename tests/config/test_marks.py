@@ -45,8 +45,8 @@ MARKS = {
     | named(
         "sampling",
         """sampler steps guidance guidance_start guidance_end guidance_pool guided_channels
-        selection policy gamma batch pool_images max_capacity shared_step rtol atol eta weights
-        precision""",
+        selection policy gamma capacity capacity_level batch pool_images max_capacity shared_step
+        rtol atol eta weights precision""",
     ),
     "machine": named("machine", "device micro_batch workers activation_checkpointing compile")
     | {"data.path", "codec.path"},

@@ -16,20 +16,27 @@ from diffmoe.errors import ConfigError
 from diffmoe.model import DiT
 from diffmoe.sampling import generate, sampling_plan
 
-SELECTIONS, POLICIES = ("token", "pool", "gate", "image"), ("ema", "constant", "static")
-NEEDLESS = "image"  # selection whose policy plays no part
+SELECTIONS, POLICIES = ("token", "pool", "gate", "image"), ("ema", "constant", "static", "target")
+FREE = "image"  # selection without policy
 PAIRS = list(product(SELECTIONS, POLICIES))
 LEGAL = [
     (selection, policy)
     for selection, policy in PAIRS
-    if selection == NEEDLESS or policy in LEGAL_POLICIES[selection]
+    if policy in LEGAL_POLICIES[selection] or (selection, policy) == (FREE, "ema")
 ]
 ILLEGAL = [pair for pair in PAIRS if pair not in LEGAL]
+ASKED = torch.full((2, 4), 0.3)  # thresholds of policy `target`
 
 
 def settings(selection: str = "token", policy: str = "ema", **more: Any) -> SamplingConfig:
     gamma = 0.4 if policy == "constant" else None
-    return SamplingConfig(**{"selection": selection, "policy": policy, "gamma": gamma, **more})
+    capacity = 0.7 if policy == "target" else None
+    given = {"selection": selection, "policy": policy, "gamma": gamma, "capacity": capacity}
+    return SamplingConfig(**{**given, **more})
+
+
+def thresholds(policy: str) -> Tensor | None:
+    return ASKED if policy == "target" else None
 
 
 def network(measured: bool = True) -> DiT:
@@ -37,25 +44,31 @@ def network(measured: bool = True) -> DiT:
 
 
 def test_which_pairs_are_legal() -> None:
-    assert set(ILLEGAL) == {("token", "static"), ("gate", "static")}
+    static = {(selection, "static") for selection in ("token", "gate", FREE)}
+    assert set(ILLEGAL) == static | {(FREE, "constant"), (FREE, "target")}
 
 
 @pytest.mark.parametrize(("selection", "policy"), LEGAL)
 def test_every_legal_pair_plans_and_samples(selection: str, policy: str) -> None:
     model, chosen = network(), settings(selection, policy, steps=2, guidance=1.5)
-    plan = sampling_plan(model, chosen, images=3, branches=2)
+    given = thresholds(policy)
+    plan = sampling_plan(model, chosen, images=3, branches=2, thresholds=given)
     assert plan.selection == selection
-    assert plan.policy == (None if selection == NEEDLESS else policy)
-    if policy == "constant":
+    assert plan.policy == (None if selection == FREE else policy)
+    if policy in ("constant", "target"):
         assert plan.thresholds is not None and plan.thresholds.shape == (2, 4)
-        assert (plan.thresholds == torch.tensor(0.4)).all()
-    images = generate(model, trained.config(), [1, 2, 3], [0, 1, 2], settings=chosen)
+        assert (plan.thresholds == torch.tensor(0.4 if given is None else 0.3)).all()
+    run, labels = trained.config(), [1, 2, 3]
+    images = generate(model, run, labels, [0, 1, 2], settings=chosen, thresholds=given)
     assert images.shape == (3, 1, 8, 8) and bool(images.isfinite().all())
 
 
 @pytest.mark.parametrize(("selection", "policy"), ILLEGAL)
 def test_every_other_pair_is_refused(selection: str, policy: str) -> None:
-    with pytest.raises(ConfigError, match=f"{policy} does not go with selection {selection}"):
+    refusal = f"{policy} does not go with selection {selection}"
+    if selection == FREE:
+        refusal = r"would change nothing: selection image has a fixed capacity"
+    with pytest.raises(ConfigError, match=refusal):
         settings(selection, policy)
 
 
@@ -65,9 +78,61 @@ def test_a_constant_that_is_no_threshold_is_refused(gamma: float | None) -> None
         SamplingConfig(policy="constant", gamma=gamma)
 
 
-def test_a_constant_without_its_policy_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"sampling\.gamma 0\.5 does not go with"):
-        SamplingConfig(policy="ema", gamma=0.5)
+def test_a_constant_or_a_capacity_says_which_policy_is_meant() -> None:
+    assert SamplingConfig(gamma=0.5).policy == "constant"
+    assert SamplingConfig(capacity=0.5).policy == "target"
+    assert SamplingConfig(capacity=0.5, capacity_level="layer").capacity_level == "layer"
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"selection": "pool", "policy": "static", "gamma": 0.5}, "gamma 0.5 does not go with"),
+        ({"policy": "target"}, "capacity None does not go with"),
+        ({"policy": "target", "capacity": 0.7, "gamma": 0.5}, "gamma 0.5 does not go with"),
+        ({"gamma": 0.5, "capacity": 0.7}, "capacity 0.7 does not go with"),
+        ({"capacity": 0.0}, "capacity 0.0 is not in"),
+        ({"capacity": float("nan")}, "capacity nan is not in"),
+        ({"capacity": float("inf")}, "capacity inf is not in"),
+        ({"capacity_level": "layer"}, "capacity_level layer would change nothing"),
+        ({"capacity": 2.0, "max_capacity": 1.5}, "capacity 2.0 is more than"),
+        ({"selection": "image", "capacity": 0.7}, "capacity 0.7 would change nothing"),
+    ],
+)
+def test_what_contradicts_the_policy_is_refused(bad: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        SamplingConfig(**bad)
+
+
+def test_no_more_than_every_expert_can_be_asked_for() -> None:
+    assert trained.config(capacity=4.0).sampling.policy == "target"
+    with pytest.raises(ConfigError, match=r"sampling\.capacity 4\.5 is not in \(0, 4\]"):
+        trained.config(capacity=4.5)
+
+
+@pytest.mark.parametrize("router", ["dense", "token_choice", "expert_choice"])
+def test_a_router_of_fixed_capacity_has_no_dial(router: str) -> None:
+    with pytest.raises(ConfigError, match=r"policy target would change nothing: the router is"):
+        trained.config(tiny.ROUTERS[router], capacity=0.7)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (None, "policy target needs thresholds"),
+        (torch.full((2, 3), 0.3), r"\(2, 3\), the model needs \(2, 4\)"),
+        (torch.full((2, 4), float("nan")), "no numbers"),
+    ],
+    ids=["none", "shape", "nan"],
+)
+def test_a_target_needs_thresholds_of_the_model(given: Tensor | None, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        sampling_plan(network(), settings(policy="target"), 2, thresholds=given)
+
+
+def test_thresholds_are_for_a_target_alone() -> None:
+    with pytest.raises(ConfigError, match="policy ema takes no thresholds"):
+        sampling_plan(network(), settings(), 2, thresholds=ASKED)
 
 
 # --- tracked thresholds -------------------------------------------------------------------------
@@ -80,10 +145,11 @@ def test_thresholds_that_were_never_measured_are_refused(selection: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("selection", "policy"), [pair for pair in LEGAL if pair[1] != "ema" or pair[0] == NEEDLESS]
+    ("selection", "policy"), [pair for pair in LEGAL if pair[1] != "ema" or pair[0] == FREE]
 )
 def test_other_policies_need_no_measurement(selection: str, policy: str) -> None:
-    sampling_plan(network(measured=False), settings(selection, policy), 2)
+    chosen = settings(selection, policy)
+    sampling_plan(network(measured=False), chosen, 2, thresholds=thresholds(policy))
 
 
 @pytest.mark.parametrize("selection", ["token", "pool", "gate"])

@@ -1,7 +1,8 @@
 """A run folder: config, weights and full state, written whole or not at all, verified on load."""
 
 from diffmoe.checkpoint.files import append_text, new_folder, write_file, write_text
-from diffmoe.checkpoint.folder import LoadedRun, RunFolder, load, load_tensors, refuse_foreign
+from diffmoe.checkpoint.folder import RunFolder
+from diffmoe.checkpoint.load import LoadedRun, load, load_tensors, refuse_foreign
 from diffmoe.checkpoint.metrics import read_metrics
 from diffmoe.checkpoint.released import to_ours, to_released
 from diffmoe.checkpoint.released_config import contradictions, infer_config

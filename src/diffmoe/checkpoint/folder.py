@@ -5,27 +5,21 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
-from torch import Tensor
 
 from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_text
 from diffmoe.checkpoint.metrics import read_metrics
-from diffmoe.checkpoint.store import Manifest, claimed_step, find_checkpoint, read_part
+from diffmoe.checkpoint.store import claimed_step
 from diffmoe.config import (
     RunConfig,
-    from_dict,
     identity_differences,
     read_config,
     to_yaml,
 )
 from diffmoe.errors import ConfigError, NoRunError, StorageError
-from diffmoe.model import DiT, empty_model
 
-__all__ = ["LoadedRun", "RunFolder", "load", "load_tensors", "refuse_foreign"]
+__all__ = ["RunFolder"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +67,11 @@ class RunFolder:
     def samples(self) -> Path:
         """Images drawn from the run."""
         return self.path / "samples"
+
+    @property
+    def calibrations(self) -> Path:
+        """Thresholds found for the capacities that were asked for."""
+        return self.path / "calibration"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -193,106 +192,3 @@ def _is_leftover(path: Path) -> bool:
     if path.name == "checkpoints" and path.is_dir():
         return all(entry.name.startswith(("step-", ".tmp-")) for entry in entries(path))
     return path.name == ".lock" or path.name.startswith(".tmp-")
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A trained model and where it came from."""
-
-    folder: RunFolder
-    config: RunConfig
-    model: DiT
-    step: int
-    weights: str  # `ema` or `raw`
-    fingerprint: str  # sha256 of the weights file
-    trained_on: dict[str, str] = field(default_factory=dict)  # `codec` and `data`, where known
-
-
-def load(
-    path: Path | str,
-    *,
-    weights: Literal["ema", "raw"] = "ema",
-    device: torch.device | str = "cpu",
-    step: int | None = None,
-) -> LoadedRun:
-    """The newest checkpoint of a run, or that of `step`, ready to sample from.
-
-    Raises NoRunError when the folder is no run, StorageError when it has no such checkpoint or
-    that one is damaged: another one would be another model.
-    """
-    folder = RunFolder(Path(path))
-    config = folder.read_config()
-    found = find_checkpoint(folder.checkpoints, step)
-    if found is None:
-        raise StorageError(
-            "the run has no checkpoint yet", where=str(path), remedy=f"diffmoe train {path}"
-        )
-    checkpoint, manifest = found
-    refuse_foreign(manifest, config, checkpoint)
-    part = {"ema": "ema", "raw": "model"}[weights]
-    model = _read_model(config, checkpoint, part).to(device)
-    fingerprint = str(manifest.files[f"{part}.safetensors"]["sha256"])
-    facts = (manifest.step, weights, fingerprint, manifest.trained_on)
-    return LoadedRun(folder, config, model, *facts)
-
-
-def _read_model(config: RunConfig, checkpoint: Path, part: str) -> DiT:
-    """The model of one part of a checkpoint, frozen."""
-    model = empty_model(config.model)
-    load_tensors(model, read_part(checkpoint, part), where=str(checkpoint))
-    return model.requires_grad_(False).eval()
-
-
-def refuse_foreign(manifest: Manifest, config: RunConfig, checkpoint: Path) -> None:
-    """Raise StorageError if a checkpoint was written by a run that is not `config`.
-
-    Equal shapes do not make an equal model: the number of heads, say, leaves none.
-    """
-    if not manifest.config:
-        return
-    try:
-        theirs = from_dict(manifest.config, where=str(checkpoint))
-    except RecursionError as error:
-        raise StorageError(
-            "the config in the checkpoint's manifest is no config", where=str(checkpoint)
-        ) from error
-    changed = identity_differences(theirs, config)
-    if changed:
-        name, (there, here) = next(iter(changed.items()))
-        raise StorageError(
-            f"the checkpoint belongs to another model: {name} is {there} there and {here} in"
-            " config.yaml",
-            where=str(checkpoint),
-            remedy="restore config.yaml or the checkpoint",
-        )
-
-
-def load_tensors(model: torch.nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
-    """Copy tensors into a model; raises StorageError naming what is missing, extra or misshapen."""
-    fault = _misfit(model.state_dict(), tensors)
-    if fault:
-        raise StorageError(fault, where=where, remedy="it belongs to another model")
-    model.load_state_dict(tensors)
-
-
-def _misfit(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Why tensors do not fit a model, empty if they do."""
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing:
-        return f"the checkpoint lacks {_tensors(missing)}, e.g. {missing[0]}"
-    if extra:
-        return f"the checkpoint has {_tensors(extra)} that the model has not, e.g. {extra[0]}"
-    shapes = {n: (list(found[n].shape), list(wanted[n].shape)) for n in sorted(wanted)}
-    wrong = [name for name, (there, here) in shapes.items() if there != here]
-    if not wrong:
-        return ""
-    there, here = shapes[wrong[0]]
-    verb = "has" if len(wrong) == 1 else "have"
-    return (
-        f"{_tensors(wrong)} {verb} another shape than the model's, e.g. {wrong[0]} is {there} there"
-        f" and {here} here"
-    )
-
-
-def _tensors(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"

@@ -26,7 +26,7 @@ from diffmoe.config.run import (
     RunConfig,
     TrainingConfig,
 )
-from diffmoe.config.sampling import LEGAL_POLICIES, SamplingConfig
+from diffmoe.config.sampling import LEGAL_POLICIES, Level, SamplingConfig
 from diffmoe.config.text import (
     differences,
     field_names,
@@ -52,6 +52,7 @@ __all__ = [
     "ExpertChoice",
     "FlowConfig",
     "FolderData",
+    "Level",
     "LoopConfig",
     "MachineConfig",
     "ModelConfig",

@@ -258,6 +258,12 @@ class RunConfig:
                 f" {self.model.router.kind}",
                 remedy=f"use one of {', '.join(known)}",
             )
+        asked, experts = self.sampling.capacity, self.model.router.num_experts
+        if asked is not None and asked > experts:
+            raise ConfigError(
+                f"sampling.capacity {asked} is not in (0, {experts}]",
+                remedy=f"{experts} is every expert on every token, 1 the work of a dense model",
+            )
 
     def _check_pools(self) -> None:
         pool, batch, micro = self.model.pool_images, self.training.global_batch, self.micro_batch

@@ -7,11 +7,12 @@ from typing import Literal
 from diffmoe.config.checks import check_at_least, check_positive, check_within
 from diffmoe.errors import ConfigError
 
-__all__ = ["LEGAL_POLICIES", "SELECTING", "SamplingConfig", "refuse_idle"]
+__all__ = ["LEGAL_POLICIES", "SELECTING", "Level", "SamplingConfig", "refuse_idle"]
 
 Sampler = Literal["euler", "heun", "dopri5", "ancestral", "ddim"]
 Selection = Literal["token", "pool", "gate", "image"]
-Policy = Literal["ema", "constant", "static"]
+Policy = Literal["ema", "constant", "static", "target"]
+Level = Literal["global", "layer", "expert"]
 
 # Which threshold policies a selection can work with (None: the selection needs none).
 LEGAL_POLICIES: dict[str, tuple[str | None, ...]] = {
@@ -25,7 +26,16 @@ LEGAL_POLICIES: dict[str, tuple[str | None, ...]] = {
 
 # Fields that mean something only to a router that has several selections, only where a guided
 # branch is evaluated, only to the adaptive solver, only to ddim.
-SELECTING = ("selection", "policy", "gamma", "pool_images", "guidance_pool", "max_capacity")
+SELECTING = (
+    "selection",
+    "policy",
+    "gamma",
+    "capacity",
+    "capacity_level",
+    "pool_images",
+    "guidance_pool",
+    "max_capacity",
+)
 _GUIDING = ("guidance_start", "guidance_end", "guided_channels")
 _ADAPTING = ("shared_step", "rtol", "atol")
 _SCATTERING = ("eta",)
@@ -45,8 +55,10 @@ class SamplingConfig:
     guidance_pool: Literal["separate", "joint"] = "separate"  # do the two branches share a pool
     guided_channels: int | None = None  # guide only the first channels; None = all
     selection: Selection = "token"  # which rows an expert takes; only `pool` sees batch mates
-    policy: Policy = "ema"  # how many: tracked thresholds, one constant, or a fixed top-K
-    gamma: float | None = None  # the threshold of policy `constant`; None otherwise
+    policy: Policy = "ema"  # how many: tracked thresholds, one constant, a fixed top-K, a target
+    gamma: float | None = None  # one threshold for all: policy `constant`; None otherwise
+    capacity: float | None = None  # average wanted, 1 = dense: policy `target`; None otherwise
+    capacity_level: Level = "global"  # what has that average: the model, each layer, each expert
     batch: int = 125  # images a call; changes nothing but memory in `token` selection
     pool_images: int | None = None  # images that compete in `pool` selection; None = all of a batch
     max_capacity: float | None = None  # room of an image in `token` and `gate`; None = no limit
@@ -73,6 +85,7 @@ class SamplingConfig:
                 f" {self.guidance_start} are no interval",
                 remedy="times run from 1 (noise) to 0 (data): 0 <= end <= start <= 1",
             )
+        self._take_policy()
         self._check_policy()
         self._check_pool()
         self._check_idle()
@@ -85,22 +98,55 @@ class SamplingConfig:
                 other = f"the sampler is {self.sampler}"
                 refuse_idle(self, names, other, f"use sampling.sampler {sampler}")
 
+    def _take_policy(self) -> None:
+        """A threshold or a capacity says by itself which policy is meant."""
+        for policy, value in (("constant", self.gamma), ("target", self.capacity)):
+            if value is not None and self.policy == "ema":
+                object.__setattr__(self, "policy", policy)
+
     def _check_policy(self) -> None:
         legal = LEGAL_POLICIES[self.selection]
-        if None not in legal and self.policy not in legal:
+        if None in legal:
+            because = f"selection {self.selection} has a fixed capacity"
+            refuse_idle(self, ("gamma", "capacity", "capacity_level", "policy"), because)
+            return
+        if self.policy not in legal:
             raise ConfigError(
                 f"sampling.policy {self.policy} does not go with selection {self.selection}",
-                remedy=f"use one of {', '.join(str(p) for p in legal if p != 'target')}",
+                remedy=f"use one of {', '.join(str(p) for p in legal)}",
             )
-        if (self.policy == "constant") != (self.gamma is not None):
-            raise ConfigError(
-                f"sampling.gamma {self.gamma} does not go with sampling.policy {self.policy}",
-                remedy="policy `constant` needs a gamma in [0, 1), the others take none",
-            )
+        for name, policy, use in (
+            ("gamma", "constant", "a gamma in [0, 1)"),
+            ("capacity", "target", "a capacity, 1 is the work of a dense model"),
+        ):
+            value = getattr(self, name)
+            if (self.policy == policy) != (value is not None):
+                raise ConfigError(
+                    f"sampling.{name} {value} does not go with sampling.policy {self.policy}",
+                    remedy=f"policy `{policy}` needs {use}, the others take none",
+                )
         if self.gamma is not None and not 0 <= self.gamma < 1:
             raise ConfigError(
                 f"sampling.gamma {self.gamma} is not in [0, 1)",
                 remedy="0 lets every expert take every row, 0.4 was near capacity 1 in the paper",
+            )
+        self._check_capacity()
+
+    def _check_capacity(self) -> None:
+        if self.capacity is None:
+            because = f"the policy is {self.policy}"
+            refuse_idle(self, ("capacity_level",), because, "set sampling.capacity")
+            return
+        if not 0 < self.capacity < math.inf:
+            raise ConfigError(
+                f"sampling.capacity {self.capacity} is not in (0, number of experts]",
+                remedy="1 is the work of a dense model, the number of experts all there is",
+            )
+        if self.max_capacity is not None and self.capacity > self.max_capacity:
+            raise ConfigError(
+                f"sampling.capacity {self.capacity} is more than sampling.max_capacity"
+                f" {self.max_capacity} allows",
+                remedy="raise sampling.max_capacity, or ask for less",
             )
 
     def _check_pool(self) -> None:

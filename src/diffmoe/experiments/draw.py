@@ -13,7 +13,15 @@ from diffmoe.codec import Codec, build_codec
 from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
 from diffmoe.device import resolve_device
 from diffmoe.errors import ConfigError
-from diffmoe.sampling import Moment, check_request, decode, generate, stamp
+from diffmoe.sampling import (
+    Calibration,
+    Moment,
+    calibrate,
+    check_request,
+    decode,
+    generate,
+    stamp,
+)
 
 __all__ = ["Drawing", "config_of"]
 
@@ -34,6 +42,7 @@ class Drawing:
     seeds: list[int]
     device: torch.device
     capture: bool = False  # record the network and replay it
+    calibration: Calibration | None = None  # the thresholds of policy `target`
 
     @classmethod
     def prepare(
@@ -43,21 +52,34 @@ class Drawing:
         seeds: Sequence[int],
         settings: SamplingConfig,
         device: str,
+        progress: bool = False,
     ) -> "Drawing":
-        """The run at `path`, its codec and the request, checked before the weights are read."""
+        """The run at `path`, its codec and the request, checked before the weights are read.
+
+        Where a capacity is asked for, its thresholds are found, or read from the run's folder.
+        """
         config = replace(config_of(path), sampling=settings)  # checks them together
         check_request(config, labels, seeds)
         _refuse_pictures(config)
         place = resolve_device(device)
         run = load(path, weights=settings.weights, device=place)
         numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
-        return cls(run, build_codec(run.config.codec, place), settings, *numbers, place)
+        codec = build_codec(run.config.codec, place)
+        found = calibrate(run, settings, progress=progress) if settings.capacity else None
+        return cls(run, codec, settings, *numbers, place, calibration=found)
 
     @property
     def stamp(self) -> dict[str, Any]:
         """How the images are made."""
         facts = {"images": len(self.labels), "decoder": self.codec.identity}
-        return stamp(self.run, self.settings, **facts)  # type: ignore[arg-type]
+        made = stamp(self.run, self.settings, **facts)  # type: ignore[arg-type]
+        if self.calibration is not None:
+            made["calibration"] = {
+                "realised": self.calibration.realised,
+                "images": self.calibration.images,
+                "thresholds": self.calibration.thresholds.tolist(),
+            }
+        return made
 
     def images(self, *, callback: Callable[[Moment], None] | None = None, progress: bool) -> Tensor:
         """The images, uint8 (N, C, H, W)."""
@@ -67,6 +89,7 @@ class Drawing:
             self.labels,
             self.seeds,
             settings=self.settings,
+            thresholds=self.calibration and self.calibration.thresholds,
             callback=callback,
             capture=self.capture,
             progress=progress,

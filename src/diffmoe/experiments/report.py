@@ -70,7 +70,7 @@ def report(
     settings = settings or config.sampling
     labels = balanced_labels(count, config.model.num_classes)
     seeds = range(first_seed, first_seed + count)
-    drawing = Drawing.prepare(path, labels, seeds, settings, device)
+    drawing = Drawing.prepare(path, labels, seeds, settings, device, progress)
     refuse_unwritable(drawing.run.folder.path, "report.html")
     reference = Reference.of(config, drawing.run.trained_on.get("data"))
     trace = CapacityTrace.empty(config, settings.steps)

@@ -40,7 +40,7 @@ def sample(
     """
     if out is not None:
         refuse_place(out)
-    prepared = Drawing.prepare(path, labels, seeds, settings, device)
+    prepared = Drawing.prepare(path, labels, seeds, settings, device, progress)
     drawing = replace(prepared, capture=capture)
     target = out or drawing.run.folder.samples / _name(drawing)
     refuse_place(target)
@@ -50,13 +50,25 @@ def sample(
 
 
 def _drawn(drawing: Drawing, progress: bool) -> tuple[Tensor, dict[str, float]]:
-    """The images, and under a cap the share of what experts asked for that it left out."""
-    if drawing.settings.max_capacity is None:
+    """The images, and what a cap left out of them or what a capacity that was asked for became."""
+    settings = drawing.settings
+    if settings.max_capacity is None and settings.capacity is None:
         return drawing.images(progress=progress), {}
-    trace = CapacityTrace.empty(drawing.run.config, drawing.settings.steps)
+    trace = CapacityTrace.empty(drawing.run.config, settings.steps)
     images = drawing.images(callback=trace, progress=progress)
-    _LOG.info("max_capacity left out %.2f %% of what experts asked for", 100 * trace.dropped_share)
-    return images, {"dropped": trace.dropped_share}
+    facts = {}
+    if settings.capacity is not None:
+        facts["capacity"] = trace.average
+        _LOG.info(
+            "capacity %.3f in these images, %g asked for over all classes",
+            trace.average,
+            settings.capacity,
+        )
+    if settings.max_capacity is not None:
+        facts["dropped"] = trace.dropped_share
+        share = 100 * trace.dropped_share
+        _LOG.info("max_capacity left out %.2f %% of what experts asked for", share)
+    return images, facts
 
 
 def _name(drawing: Drawing) -> str:

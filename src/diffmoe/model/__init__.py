@@ -8,6 +8,7 @@ from diffmoe.model.counts import (
 )
 from diffmoe.model.dit import DiT, MixtureOfExperts, Prediction, build_model, empty_model
 from diffmoe.model.experts import Experts, counts_stay_on_device
+from diffmoe.model.flops import Flops, count_flops
 from diffmoe.model.layers import FeedForward, linear_high
 from diffmoe.model.precision import cast_for_products
 from diffmoe.model.router import ROUTERS, Router, register_router
@@ -22,6 +23,7 @@ __all__ = [
     "ExpertChoiceRouter",
     "Experts",
     "FeedForward",
+    "Flops",
     "MixtureOfExperts",
     "ParameterCounts",
     "Prediction",
@@ -33,6 +35,7 @@ __all__ = [
     "build_model",
     "capacity_of_images",
     "cast_for_products",
+    "count_flops",
     "count_parameters",
     "counts_stay_on_device",
     "empty_model",

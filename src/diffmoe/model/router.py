@@ -44,6 +44,14 @@ class Router(nn.Module):
     def check(self, plan: RoutingPlan) -> None:
         """Raise ConfigError if `plan` needs a state this router does not have."""
 
+    def tracked(self, selection: str) -> Float[Tensor, "E"] | None:
+        """The tracked thresholds of a selection; None for a router that selects by none."""
+        return None
+
+    def scores(self, routing: Routing) -> Float[Tensor, "S E"] | None:
+        """What is compared with thresholds, in logits; None for a router that selects by none."""
+        return None
+
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each term of `losses` in the training loss."""

@@ -131,13 +131,14 @@ class BatchPoolRouter(Router):
             "demand": None if demand is None else demand.flatten(0, 1),
             "pool": pool_of_rows(pools, rows.shape[1], rows.device),
             "quantile": None,
+            "wanted": wanted.flatten(0, 1),
         }
         if plan.max_capacity is not None:
             score = affinity if demand is None else demand
             padded = padded_pairs(wanted, score, affinity, plan.max_capacity)
             token, gate, count, dropped = padded
             return Routing(token=token, gate=gate, count=count, dropped=dropped, **rest)
-        mask = wanted.flatten(0, 1)
+        mask = rest["wanted"]
         if plan.selection == "pool":
             mask = top_mask(affinity, wanted, pools)
         token, gate, count, sizes = pairs_of_mask(mask, affinity.flatten(0, 1))
@@ -147,7 +148,7 @@ class BatchPoolRouter(Router):
         """Raise ConfigError if the plan wants tracked thresholds that were never measured."""
         if plan.policy != "ema" or plan.thresholds is not None:
             return
-        tracked = self.gate_threshold if plan.selection == "gate" else self.threshold
+        tracked = self.tracked(plan.selection)
         lowest = 1e-12 if plan.selection == "gate" else 0.0
         sound = ((tracked >= lowest) & (tracked < 1)).all()
         if not (sound and self.threshold_updates > 0):
@@ -157,13 +158,25 @@ class BatchPoolRouter(Router):
                 remedy="train the model first, or use policy constant, or selection image",
             )
 
+    def tracked(self, selection: str) -> Float[Tensor, "E"]:
+        """The thresholds tracked for `selection`: on the affinity in `gate`, else on the demand."""
+        return self.gate_threshold if selection == "gate" else self.threshold
+
+    def scores(self, routing: Routing) -> Float[Tensor, "S E"]:
+        """The demand, or in `gate` selection the affinity as a logit."""
+        return routing.affinity.logit() if routing.demand is None else routing.demand
+
     def _wanted(
         self, affinity: Tensor, demand: Tensor | None, plan: RoutingPlan
     ) -> Bool[Tensor, "B T E"]:
         """Which rows are above each expert's threshold."""
-        tracked = self.gate_threshold if plan.selection == "gate" else self.threshold
+        tracked = self.tracked(plan.selection)
         threshold = tracked if plan.thresholds is None else plan.thresholds[self.layer]
-        return (affinity if demand is None else demand.sigmoid()) > threshold
+        if demand is None:
+            return affinity > threshold
+        # float32 knows no probability between 1 - 6e-8 and 1; many demands of a sure predictor are.
+        wide = torch.promote_types(demand.dtype, threshold.dtype)
+        return demand.to(wide).sigmoid() > threshold
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -39,6 +39,7 @@ class Routing:
     rows_per_expert: int | None = None
     sizes: tuple[int, ...] | None = None
     dropped: Int[Tensor, "B"] | None = None  # pairs an image lost to `max_capacity`
+    wanted: Bool[Tensor, "S E"] | None = None  # rows above each threshold, where there is one
 
     @property
     def rows(self) -> int:

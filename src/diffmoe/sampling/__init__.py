@@ -1,6 +1,8 @@
 """Room 5: seeds to images."""
 
 from diffmoe.sampling.capture import Captured
+from diffmoe.sampling.demand import Demand
+from diffmoe.sampling.dial import calibrate
 from diffmoe.sampling.generate import Moment, balanced_labels, check_request, decode, generate
 from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.output import (
@@ -11,19 +13,25 @@ from diffmoe.sampling.output import (
     write_samples,
 )
 from diffmoe.sampling.policy import sampling_plan
-from diffmoe.sampling.solvers import Evaluation, Solver, build_solver
+from diffmoe.sampling.solvers import Evaluation, Solver, build_solver, evaluations
 from diffmoe.sampling.stamp import stamp
+from diffmoe.sampling.thresholds import Calibration, find_thresholds
 
 __all__ = [
+    "Calibration",
     "Captured",
+    "Demand",
     "Evaluation",
     "Moment",
     "Solver",
     "balanced_labels",
     "build_solver",
+    "calibrate",
     "check_request",
     "contact_sheet",
     "decode",
+    "evaluations",
+    "find_thresholds",
     "generate",
     "guided",
     "refuse_place",

@@ -1,5 +1,6 @@
 """Seeds to images: each image depends on its seed, its label and the settings alone."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from diffmoe.codec import Codec, to_uint8
 from diffmoe.config import RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError, NonFiniteError
-from diffmoe.model import DiT, cast_for_products
+from diffmoe.model import DiT, RoutingPlan, cast_for_products
 from diffmoe.objective import Field, Network, Objective, build_objective
 from diffmoe.randomness import normals
 from diffmoe.sampling.capture import Captured
@@ -41,6 +42,7 @@ def generate(
     seeds: Sequence[int],
     *,
     settings: SamplingConfig | None = None,
+    thresholds: Tensor | None = None,
     callback: Callable[[Moment], None] | None = None,
     capture: bool = False,
     progress: bool = False,
@@ -48,7 +50,8 @@ def generate(
     """Samples (N, C, H, W) in the model's own space, float32 on the CPU, in the order asked for.
 
     In `token`, `gate` and `image` selection the batch size changes nothing but rounding; in
-    `pool` selection images of one batch compete. `capture` records the network as a graph and
+    `pool` selection images of one batch compete. `thresholds` (L, E) are those of policy `target`,
+    see `calibrate`. `capture` records the network as a graph and
     replays it, for small batches on CUDA. Raises ConfigError for a bad label or seed, or settings
     that do not go with the objective, NonFiniteError for an image that is no number.
     """
@@ -57,6 +60,7 @@ def generate(
     check_request(config, labels, seeds)
     model = _prepared(model, settings)
     network = _recorded(model, callback is not None) if capture else model
+    batch = functools.partial(_batch, model, network, config, thresholds)
     alone = settings.sampler == "dopri5" and not settings.shared_step
     size = 1 if alone else settings.batch
     found = []
@@ -64,7 +68,7 @@ def generate(
         for start in range(0, len(labels), size):
             images = range(start, min(start + size, len(labels)))
             try:
-                found.append(_batch(model, network, config, labels, seeds, images, callback))
+                found.append(batch(labels, seeds, images, callback))
             except torch.OutOfMemoryError as error:
                 raise ConfigError(
                     f"sampling.batch {size} is too large for the memory of this device",
@@ -91,6 +95,7 @@ def _batch(
     model: DiT,
     network: Network,
     config: RunConfig,
+    thresholds: Tensor | None,
     labels: Sequence[int],
     seeds: Sequence[int],
     images: range,
@@ -100,7 +105,8 @@ def _batch(
     device = model.positions.device
     classes = torch.tensor([labels[i] for i in images], device=device)
     noise = _noise_of([seeds[i] for i in images], config, device)
-    field = _field(model, network, objective, settings, classes)
+    plan = functools.partial(sampling_plan, model, settings, len(images), thresholds=thresholds)
+    field = _field(network, objective, settings, classes, model.config.null_class, plan)
 
     def watch(evaluation: Evaluation) -> None:
         if callback is not None:
@@ -145,14 +151,16 @@ def _noise_of(seeds: list[int], config: RunConfig, device: torch.device) -> Call
 
 
 def _field(
-    model: DiT, network: Network, objective: Objective, settings: SamplingConfig, labels: Tensor
+    network: Network,
+    objective: Objective,
+    settings: SamplingConfig,
+    labels: Tensor,
+    null_class: int,
+    plan: Callable[..., RoutingPlan],
 ) -> Field:
-    images = labels.shape[0]
-    conditional = objective.field(network, labels, sampling_plan(model, settings, images))
-    none = torch.full_like(labels, model.config.null_class)
-    both = objective.field(
-        network, torch.cat([labels, none]), sampling_plan(model, settings, images, branches=2)
-    )
+    conditional = objective.field(network, labels, plan())
+    none = torch.full_like(labels, null_class)
+    both = objective.field(network, torch.cat([labels, none]), plan(branches=2))
     return guided(conditional, both, settings, objective.noise_level)
 
 

@@ -1,25 +1,34 @@
 """How many rows each expert takes while sampling: from settings to a routing plan."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from diffmoe.config import SamplingConfig
+from diffmoe.errors import ConfigError
 from diffmoe.model import DiT, RoutingPlan
 
 __all__ = ["sampling_plan"]
 
 
 def sampling_plan(
-    model: DiT, settings: SamplingConfig, images: int, branches: int = 1
+    model: DiT,
+    settings: SamplingConfig,
+    images: int,
+    branches: int = 1,
+    *,
+    thresholds: Float[Tensor, "L E"] | None = None,
 ) -> RoutingPlan:
     """The plan of one evaluation over `branches` times `images` images.
 
-    Raises ConfigError when the model's tracked thresholds are asked for but were never measured.
+    `thresholds` are those of policy `target`. Raises ConfigError when they are missing or do not
+    fit, or when the model's tracked thresholds are asked for but were never measured.
     """
     free = settings.selection == "image"
     plan = RoutingPlan(
         selection=settings.selection,
         policy=None if free else settings.policy,
-        thresholds=_constant(model, settings),
+        thresholds=_thresholds(model, settings, thresholds),
         pool_of_image=_pools(settings, images, branches),
         max_capacity=settings.max_capacity,
     )
@@ -28,12 +37,27 @@ def sampling_plan(
     return plan
 
 
-def _constant(model: DiT, settings: SamplingConfig) -> torch.Tensor | None:
-    if settings.gamma is None:
-        return None
+def _thresholds(model: DiT, settings: SamplingConfig, given: Tensor | None) -> Tensor | None:
     device = model.positions.device
     shape = (len(model.moe_layers), model.config.router.num_experts)
-    return torch.full(shape, settings.gamma, device=device)
+    if settings.gamma is not None:
+        return torch.full(shape, settings.gamma, device=device)
+    if settings.policy != "target":
+        if given is not None:
+            raise ConfigError(f"policy {settings.policy} takes no thresholds")
+        return None
+    if given is None:
+        raise ConfigError(
+            "policy target needs thresholds", remedy="diffmoe.calibrate(run, settings) makes them"
+        )
+    if tuple(given.shape) != shape:
+        raise ConfigError(
+            f"the thresholds have shape {tuple(given.shape)}, the model needs {shape}",
+            remedy="calibrate this model",
+        )
+    if given.isnan().any():
+        raise ConfigError("the thresholds are no numbers", remedy="calibrate the model anew")
+    return given.to(device)
 
 
 def _pools(settings: SamplingConfig, images: int, branches: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError, NonFiniteError
 from diffmoe.objective import DDPM, Field, FieldOutput, Objective, Schedule
 
-__all__ = ["Evaluation", "Solver", "build_solver"]
+__all__ = ["Evaluation", "Solver", "build_solver", "evaluations"]
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,11 @@ class DDIM:
 
 def _index(step: int, x: Tensor) -> Tensor:
     return torch.full((x.shape[0],), step, device=x.device)
+
+
+def evaluations(settings: SamplingConfig) -> int | None:
+    """Evaluations of the field for an image; None where the solver chooses its steps."""
+    return {"heun": 2 * settings.steps, "dopri5": None}.get(settings.sampler, settings.steps)
 
 
 def build_solver(settings: SamplingConfig, objective: Objective) -> Solver:

@@ -8,6 +8,7 @@ import torch
 
 from diffmoe.checkpoint import LoadedRun
 from diffmoe.config import SamplingConfig
+from diffmoe.sampling.solvers import evaluations
 
 __all__ = ["stamp"]
 
@@ -25,7 +26,6 @@ def stamp(
     depends on the batch and on how many images were asked for. The last pool holds what is left.
     `trained_on` names codec and data of the training, `decoder` the codec that made the pixels.
     """
-    evaluations = {"heun": 2 * settings.steps, "dopri5": None}.get(settings.sampler, settings.steps)
     return {
         "run": run.folder.path.resolve().name,
         "step": run.step,
@@ -33,7 +33,7 @@ def stamp(
         "weights_sha256": run.fingerprint,
         "trained_on": dict(run.trained_on),
         "sampling": asdict(settings),
-        "evaluations": evaluations,
+        "evaluations": evaluations(settings),
         "count": images,
         "pool_images": _pool_images(settings, images),
         "codec": asdict(run.config.codec),

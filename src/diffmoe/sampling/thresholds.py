@@ -1,0 +1,141 @@
+"""The compute dial: thresholds under which a sampling run has the average capacity asked for.
+
+They are the tracked thresholds moved by some logits: one number for the model, for each layer or
+for each expert. To move them changes the path of an image, and so what later layers and steps see:
+the number is found by sampling, counting, and sampling again.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from diffmoe.config import Level, RunConfig, SamplingConfig
+from diffmoe.errors import ConfigError
+from diffmoe.model import DiT, RoutingPlan
+from diffmoe.randomness import permutation
+from diffmoe.sampling.demand import Demand
+from diffmoe.sampling.generate import Moment, generate
+from diffmoe.sampling.solvers import evaluations
+
+__all__ = ["Calibration", "find_thresholds"]
+
+_LOG = logging.getLogger(__name__)
+
+_IMAGES, _MOST_IMAGES = 128, 1024  # of a pass: at first, and after doublings
+_MOST_PASSES, _WHOLE = 12, 5  # passes of so many images; the first of them take whole steps
+_SETTLED: dict[Level, float] = {"global": 0.0025, "layer": 0.005, "expert": 0.02}
+_HELD: dict[Level, float] = {"global": 0.006, "layer": 0.012, "expert": 0.04}  # by fresh images
+_PROMISED = 0.02  # relative error of the average; a larger one is told
+_FIRST_SEED = 1 << 62  # far from the seeds of pictures
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds for policy `target`, and what they gave on images they were not made from."""
+
+    thresholds: Float[Tensor, "L E"]
+    asked: float  # average capacity
+    realised: float  # of `images` fresh images, all branches evaluated
+    layers: tuple[float, ...]  # the same of each MoE layer
+    images: int
+    passes: int  # times that images were sampled in all
+
+
+def find_thresholds(
+    model: DiT, config: RunConfig, settings: SamplingConfig, *, progress: bool = False
+) -> Calibration:
+    """Thresholds that make `settings` realise the capacity they ask for, over all classes.
+
+    Images are added until fresh ones agree within 0.6 %, up to 1,024. Raises ConfigError where no
+    capacity is asked for, or the model's tracked thresholds were never measured.
+    """
+    search = _Search(model, config, settings, progress)
+    classes = config.model.num_classes
+    count = _IMAGES if classes > _IMAGES else -(-_IMAGES // classes) * classes  # each as often
+    while True:
+        offset = search.settled(range(count))
+        fresh = search.counted(offset, range(count, 2 * count))
+        if search.error(fresh) <= _HELD[search.level] or 2 * count > _MOST_IMAGES:
+            break
+        count *= 2
+    realised = float(fresh.capacity("global"))
+    if abs(realised / search.asked - 1) > _PROMISED:
+        _LOG.warning("capacity %g asked for, fresh images had %.4g", search.asked, realised)
+    layers = tuple(fresh.capacity("layer").tolist())
+    made = fresh.thresholds(offset)
+    return Calibration(made, search.asked, realised, layers, count, search.passes)
+
+
+class _Search:
+    """Samples of one model and settings, drawn again under other thresholds."""
+
+    def __init__(
+        self, model: DiT, config: RunConfig, settings: SamplingConfig, progress: bool
+    ) -> None:
+        if settings.capacity is None:
+            raise ConfigError(
+                "no capacity is asked for", remedy="set sampling.capacity, 1 is a dense model's"
+            )
+        self.model, self.settings, self.progress = model, settings, progress
+        self.config = replace(config, sampling=settings)
+        self.asked, self.level = settings.capacity, settings.capacity_level
+        self.passes = 0
+        self._offset = torch.zeros_like(Demand(model, settings.selection).tracked)
+        classes = config.model.num_classes
+        self._order = permutation(0, "calibration", classes).tolist()
+        tracked = RoutingPlan(selection=settings.selection, policy="ema")
+        for layer in model.moe_layers:
+            layer.router.check(tracked)
+
+    def settled(self, images: range) -> Float[Tensor, "L E"]:
+        """The offset under which `images` have what is asked for, or the nearest to it found."""
+        best, offset = (float("inf"), self._offset), self._offset
+        for number in range(_MOST_PASSES):
+            seen = self.counted(offset, images)
+            error = self.error(seen)
+            best = min(best, (error, offset), key=lambda found: found[0])
+            if error <= _SETTLED[self.level]:
+                break
+            wanted = seen.offset(self.level, self.asked)
+            offset = wanted if number < _WHOLE else torch.lerp(offset, wanted, 0.5)
+        self._offset = best[1]
+        return self._offset
+
+    def error(self, seen: Demand) -> float:
+        """The largest relative error of the model, a layer or an expert, and of their average."""
+        found = (seen.capacity(self.level) / self.asked - 1).abs()
+        whole = (seen.capacity("global") / self.asked - 1).abs()
+        scale = _HELD[self.level] / _HELD["global"]
+        return max(float(found.max()), float(whole) * scale)
+
+    def counted(self, offset: Float[Tensor, "L E"], images: range) -> Demand:
+        """What rows demand when `images` are drawn under thresholds moved by `offset`."""
+        demand = Demand(self.model, self.settings.selection)
+        self.passes += 1
+        labels = [self._order[image % len(self._order)] for image in images]
+        rounds = evaluations(self.settings)
+        with tqdm(
+            total=rounds and rounds * len(images),
+            desc=f"calibrate, pass {self.passes}",
+            unit="evaluation",
+            disable=not self.progress,
+            leave=False,
+        ) as bar:
+
+            def watch(moment: Moment) -> None:
+                demand.add(moment.evaluation.output.routing)
+                bar.update(len(moment.images))
+
+            generate(
+                self.model,
+                self.config,
+                labels,
+                [_FIRST_SEED + image for image in images],
+                thresholds=demand.thresholds(offset),
+                callback=watch,
+            )
+        return demand
