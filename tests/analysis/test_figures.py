@@ -13,7 +13,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 import trained
-from diffmoe.analysis import CapacityTrace, capacity_figures, figures, loss_figure, samples_figure
+from diffmoe.analysis import CapacityTrace, capacity_figures, loss_figure, samples_figure
+from diffmoe.analysis.figures import canvas
 from diffmoe.errors import ConfigError
 
 NAMES = [str(digit) for digit in range(10)]
@@ -60,7 +61,8 @@ def assert_picture(path: Path, least: int = 200) -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The axes of each figure made, in the place of files."""
     made: list[Any] = []
-    monkeypatch.setattr(figures, "_save", lambda axes, path: made.append(axes) or path)
+    monkeypatch.setattr(canvas, "write_file", lambda path, write: write(path))
+    monkeypatch.setattr(canvas, "_print", lambda figure, path: made.append(figure.axes[0]))
     return made
 
 

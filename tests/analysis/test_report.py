@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffmoe.analysis import Panel, samples_figure, write_report
+from diffmoe.analysis.report import Section, Table
 from diffmoe.errors import ConfigError
 
 HOSTILE = '<script>alert("&")</script>'
@@ -102,3 +103,63 @@ def test_without_jinja_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ConfigError, match=r'pip install "diffmoe\[plots\]"'):
         page(tmp_path)
+
+
+# --- sections, tables, kinds of pictures ----------------------------------------------------------
+
+KINDS = {"png": "image/png", "svg": "image/svg+xml", "gif": "image/gif", "webp": "image/webp"}
+
+
+@pytest.mark.parametrize(("suffix", "kind"), KINDS.items())
+def test_every_kind_of_picture_is_embedded_whole(tmp_path: Path, suffix: str, kind: str) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes(b"\x00picture")
+    panel = Panel("A", tmp_path / f"a.{suffix}", "")
+    (source,) = Links(page(tmp_path, panels=[panel])).loads
+    head, data = source.split(",", 1)
+    assert head == f"data:{kind};base64" and base64.b64decode(data) == b"\x00picture"
+
+
+def test_a_file_that_no_page_shows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"figure a\.pdf is no picture.* use one of \.png"):
+        page(tmp_path, panels=[Panel("A", tmp_path / "a.pdf", "")])
+
+
+def sectioned(folder: Path, count: int) -> str:
+    sections = [
+        Section(f"Part {n}", [Panel(f"Figure {n}", folder / "samples.png", "")], f"About {n}.")
+        for n in range(count)
+    ]
+    return page(folder, panels=[], sections=sections)
+
+
+def test_several_sections_have_a_table_of_contents(tmp_path: Path) -> None:
+    page(tmp_path)
+    links = Links(sectioned(tmp_path, 3))
+    inner = [link for link in links.loads if not link.startswith("data:")]
+    assert inner == ["#section-1", "#section-2", "#section-3", "#made"]
+    text = sectioned(tmp_path, 3)
+    assert all(f'id="{link[1:]}"' in text for link in inner)
+    assert text.index("Part 0</h2>") < text.index("About 0.") < text.index("Figure 0</h3>")
+
+
+def test_one_section_has_none(tmp_path: Path) -> None:
+    page(tmp_path)
+    text = sectioned(tmp_path, 1)
+    assert "<nav>" not in text and "Part 0</h2>" in text
+
+
+def test_a_table_and_the_names_of_its_files_are_text(tmp_path: Path) -> None:
+    table = Table(["name", HOSTILE], [("a", 1.5), (HOSTILE, 2)])
+    panel = Panel("Cost", None, "What it costs.", table=table, data=["cost.csv", HOSTILE])
+    text = page(tmp_path, panels=[panel])
+    assert "<img" not in text and "<script" not in text
+    assert "<td>a</td><td>1.5</td>" in text and "<th>name</th>" in text
+    assert "data: <code>cost.csv</code>, <code>&lt;script" in text
+
+
+def test_what_a_section_says_is_text(tmp_path: Path) -> None:
+    page(tmp_path)
+    panel = Panel(HOSTILE, tmp_path / "samples.png", HOSTILE)
+    sections = [Section(HOSTILE, [panel], HOSTILE), Section(HOSTILE, [])]
+    text = page(tmp_path, panels=[], sections=sections)
+    assert "<script" not in text and text.count("&lt;script&gt;") >= 6

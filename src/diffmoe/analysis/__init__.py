@@ -1,14 +1,91 @@
 """Room 7: routing to figures."""
 
-from diffmoe.analysis.figures import capacity_figures, loss_figure, samples_figure
-from diffmoe.analysis.report import Panel, write_report
+from diffmoe.analysis.figures import (
+    batch_figure,
+    calibration_figure,
+    capacity_figures,
+    class_capacity_figure,
+    class_curve_figure,
+    class_samples_figure,
+    expert_information_figure,
+    expert_overlap_figure,
+    expert_share_figure,
+    expert_steps_figure,
+    loss_figure,
+    predictor_quality_figure,
+    realised_capacity_figure,
+    reliability_figure,
+    samples_figure,
+    step_capacity_figure,
+    sweep_figure,
+    thresholds_figure,
+    token_animation,
+    token_experts_figure,
+    token_overview_figure,
+    token_strip_figure,
+)
+from diffmoe.analysis.findings import (
+    BatchOfOne,
+    ClassCapacity,
+    Cost,
+    ExpertUse,
+    PredictorCheck,
+    Rows,
+    StepCapacity,
+    SweepPoint,
+    TokenMaps,
+    Variant,
+)
+from diffmoe.analysis.predictor import check_predictor
+from diffmoe.analysis.report import Panel, Section, Table, write_report
+from diffmoe.analysis.routing_trace import RoutingTrace
+from diffmoe.analysis.tables import rows_of, sweep_rows, write_json, write_table
+from diffmoe.analysis.tallies import read_trace
 from diffmoe.analysis.trace import CapacityTrace
 
 __all__ = [
+    "BatchOfOne",
     "CapacityTrace",
+    "ClassCapacity",
+    "Cost",
+    "ExpertUse",
     "Panel",
+    "PredictorCheck",
+    "RoutingTrace",
+    "Rows",
+    "Section",
+    "StepCapacity",
+    "SweepPoint",
+    "Table",
+    "TokenMaps",
+    "Variant",
+    "batch_figure",
+    "calibration_figure",
     "capacity_figures",
+    "check_predictor",
+    "class_capacity_figure",
+    "class_curve_figure",
+    "class_samples_figure",
+    "expert_information_figure",
+    "expert_overlap_figure",
+    "expert_share_figure",
+    "expert_steps_figure",
     "loss_figure",
+    "predictor_quality_figure",
+    "read_trace",
+    "realised_capacity_figure",
+    "reliability_figure",
+    "rows_of",
     "samples_figure",
+    "step_capacity_figure",
+    "sweep_figure",
+    "sweep_rows",
+    "thresholds_figure",
+    "token_animation",
+    "token_experts_figure",
+    "token_overview_figure",
+    "token_strip_figure",
+    "write_json",
     "write_report",
+    "write_table",
 ]

@@ -68,11 +68,11 @@ class CapacityTrace:
         self.class_images.index_add_(0, labels, torch.ones_like(capacity))
 
     def _count(self, routing: tuple[Routing, ...]) -> None:
-        for layer, record in enumerate(routing):
-            self.pairs[layer] += record.count.double().cpu()
-            self.rows[layer] += record.rows
-            if record.dropped is not None:
-                self.dropped += float(record.dropped.sum())
+        self.pairs += torch.stack([record.count for record in routing]).double().cpu()
+        self.rows += torch.tensor([record.rows for record in routing], dtype=torch.float64)
+        dropped = [record.dropped.sum() for record in routing if record.dropped is not None]
+        if dropped:
+            self.dropped += float(torch.stack(dropped).sum())
 
     def _reserve(self, step: int) -> None:
         """An adaptive solver may take more steps than were asked for (or fewer)."""

@@ -1,0 +1,141 @@
+"""What an analysis found, as plain arrays: figures draw these records, tables list them.
+
+Axes: steps of the sampling run, L MoE layers, E experts, T tokens an image, Q noise levels binned,
+I images shown, F frames shown of each.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+__all__ = [
+    "BatchOfOne",
+    "ClassCapacity",
+    "Cost",
+    "ExpertUse",
+    "PredictorCheck",
+    "Rows",
+    "StepCapacity",
+    "SweepPoint",
+    "TokenMaps",
+    "Variant",
+]
+
+Rows = list[dict[str, str | int | float]]  # a table in long form: one dictionary a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCapacity:
+    """Capacity along sampling, conditional branch (Fig. 1c, Fig. 12)."""
+
+    level: Float[np.ndarray, "steps"]  # noise level of each step, 1 = pure noise
+    mean: Float[np.ndarray, "steps"]  # over images
+    deviation: Float[np.ndarray, "steps"]  # between images, one standard deviation
+    experts: Float[np.ndarray, "steps L E"]  # capacity of each expert, E K_e / S
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCapacity:
+    """Capacity of each class's samples, conditional branch (Fig. 1d, 13, 14).
+
+    NaN for a class without samples. The paper leaves open which rows count.
+    """
+
+    names: list[str]
+    images: Int[np.ndarray, "classes"]  # samples of each class
+    selected: Float[np.ndarray, "classes"]  # counting rows that experts took
+    above: Float[np.ndarray, "classes"] | None  # rows above a threshold; None = no thresholds
+    error: Float[np.ndarray, "classes"]  # standard error of `selected`; NaN for one sample
+    stability: float  # rank correlation (Spearman) of `selected` between halves of the draws
+    stability_above: float | None  # the same of `above`
+    agreement: float | None  # rank correlation between the two definitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMaps:
+    """Which experts took which patch of a few images, along sampling."""
+
+    labels: list[int]
+    names: list[str]  # of the images' classes
+    images: UInt8[np.ndarray, "I C H W"]  # as drawn
+    noisy: UInt8[np.ndarray, "I F C H W"]  # the state at the beginning of each frame's step
+    steps: Int[np.ndarray, "F"]  # step of each frame
+    level: Float[np.ndarray, "F"]  # its noise level
+    number: Float[np.ndarray, "I F T"]  # experts that took the patch, mean over MoE layers
+    share: Float[np.ndarray, "I L E T"]  # share of all steps in which each expert took the patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertUse:
+    """What experts do, all steps of the conditional branch together."""
+
+    share: Float[np.ndarray, "L E"]  # of rows that each expert took
+    dead: Bool[np.ndarray, "L E"]  # took at most 1 % of an even share
+    overlap: Float[np.ndarray, "L E E"]  # rows taken by both / rows taken by either (Jaccard)
+    class_information: Float[np.ndarray, "L"]  # mutual information of expert and class, bits
+    class_chance: Float[np.ndarray, "L"]  # the same with labels exchanged at random
+    level_information: Float[np.ndarray, "L"]  # mutual information of expert and step, bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorCheck:
+    """The capacity predictor against the top-K of training pools, on images noised again."""
+
+    level: Float[np.ndarray, "Q+1"]  # edges of the noise levels, 0 = data
+    precision: Float[np.ndarray, "L Q"]  # of rows above the tracked threshold, those in the top-K
+    recall: Float[np.ndarray, "L Q"]  # of rows in the top-K, those above the tracked threshold
+    calibration_error: Float[np.ndarray, "L Q"]  # mean |predicted - observed|, in bins
+    predicted: Float[np.ndarray, "L bins"]  # mean prediction of each bin; NaN for an empty one
+    observed: Float[np.ndarray, "L bins"]  # share in the top-K
+    weight: Float[np.ndarray, "L bins"]  # share of all pairs of rows and experts
+    nominal: float  # the capacity trained at
+    realised: Float[np.ndarray, "L Q"]  # capacity by the tracked thresholds, on the same images
+    tracked: Float[np.ndarray, "L E"]  # thresholds
+    training: Float[np.ndarray, "L E"]  # K-th largest prediction of training pools, measured anew
+    sampling: Float[np.ndarray, "L E"]  # threshold of the nominal capacity, over the sampling run
+    images: int  # noised images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model costs; `rows` are name, value and what it means."""
+
+    rows: list[tuple[str, str, str]]  # for readers
+    numbers: dict[str, float]  # for programs: name_unit -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to draw the same images."""
+
+    name: str  # static or dynamic
+    batch: int  # images that share a pool
+    capacity: float  # C_avg
+    change: float  # rms difference from the other batch size, images in [-1, 1]
+    agreement: float | None  # share read as the class asked for; None = not scored
+    frechet: float | None  # Frechet distance; None = not scored
+    images: UInt8[np.ndarray, "I C H W"]  # the first of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOfOne:
+    """Static and dynamic selection in a pool of one image and of many (Fig. 6)."""
+
+    variants: list[Variant]
+    drawn: int  # images of each variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """One setting of the dial (Table 10, Fig. 7): what it costs and what it gives."""
+
+    name: str  # as it would be asked for: `capacity 0.7`, `gamma 0.4`, `tracked`
+    kind: str  # target, constant, ema or search (the constant that the interval search chose)
+    setting: float | None  # the capacity or the gamma asked for; None for the tracked thresholds
+    capacity: float  # realised C_avg
+    seconds: float  # per image, median over batches
+    spread: float  # half the distance between the quartiles of `seconds`
+    loss: float | None  # denoising loss on training images; None = they are not at hand
+    frechet: float | None  # Frechet distance to the training images; None = not scored
+    agreement: float | None  # share of samples read as the class asked for; None = not scored
