@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from diffmoe.checkpoint import load
 from diffmoe.config import RunConfig, SamplingConfig
-from diffmoe.experiments import report
+from diffmoe.experiments import analyze, report
 from diffmoe.model import RoutingPlan, build_model
 from diffmoe.objective import build_objective
 from diffmoe.presets import preset
@@ -19,6 +19,7 @@ __all__ = [
     "RoutingPlan",
     "RunConfig",
     "SamplingConfig",
+    "analyze",
     "build_model",
     "build_objective",
     "calibrate",

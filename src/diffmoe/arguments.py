@@ -15,6 +15,7 @@ from diffmoe.config import RunConfig, SamplingConfig, field_names, nearest
 from diffmoe.errors import ConfigError, DiffMoEError
 
 __all__ = [
+    "AnalyzeCommand",
     "BenchCommand",
     "ConvertCommand",
     "DemoCommand",
@@ -76,6 +77,21 @@ class ReportCommand:
     settings: Annotated[SamplingConfig, _FLAT]
     count: int = 1000  # images, all classes in turn
     seed: int = 0  # the first of their seeds
+    device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeCommand:
+    """Sample a run and write where its compute went into its folder: figures, tables, one page."""
+
+    settings: Annotated[SamplingConfig, _FLAT]
+    count: int | None = None  # images, all classes in turn; None = 1000, or 4 of each class
+    seed: int = 0  # the first of their seeds
+    classes: tuple[int, ...] = ()  # whose first image is mapped; none = some, evenly spread
+    maps: int = 6  # images mapped, where no classes are named
+    frames: int = 12  # noise levels that maps show
+    out: Path | None = None  # folder to write; None = analysis, below the run
     device: str = "auto"  # auto, cpu, cuda, ...
     quiet: bool = False  # no progress bar
 

@@ -564,6 +564,19 @@ def test_points_of_a_sweep_stand_at_cost_and_quality(drawn: list[Any]) -> None:
     assert {"0.7", "γ 0.42", "γ 0.31", "tracked"} <= named
 
 
+def test_a_point_far_worse_than_the_others_does_not_set_the_scale(drawn: list[Any]) -> None:
+    found = [*sweep_points(**SMALL), point("target", 0.1, 0.01)]
+    figures.sweep_figure(found, Path("a"))
+    by_capacity, by_time = drawn[0].axes[:2]
+    usual = max(one.frechet for one in found[:-1])
+    assert usual < by_capacity.get_ylim()[1] < 2 * usual < found[-1].frechet
+    assert by_time.get_ylim() == by_capacity.get_ylim()
+    marks = by_capacity.collections
+    assert usual < marks[-1].get_offsets()[0][1] < by_capacity.get_ylim()[1]
+    assert marks[-1].get_facecolor().tolist() != marks[0].get_facecolor().tolist()
+    assert "0.1 \u2191 304" in {text.get_text() for text in by_capacity.texts}
+
+
 def test_costs_of_more_than_a_decade_are_on_a_logarithmic_axis(drawn: list[Any]) -> None:
     figures.sweep_figure(sweep_points(**LARGE), Path("a"))
     assert drawn[0].axes[0].get_xscale() == "log"

@@ -16,7 +16,7 @@ from diffmoe.checkpoint import LoadedRun, RunFolder, load
 from diffmoe.codec import build_codec, to_uint8
 from diffmoe.config import Dense, SamplingConfig
 from diffmoe.errors import ConfigError
-from diffmoe.experiments.analyze import batch_of_one, cost_of, seconds_per_image, timing
+from diffmoe.experiments.analysis import batch_of_one, cost_of, seconds_per_image, timing
 from diffmoe.experiments.scoring import Reference
 from diffmoe.model import activated_parameters, count_flops, count_parameters
 from diffmoe.sampling import generate

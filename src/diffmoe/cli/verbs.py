@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffmoe.arguments import (
+    AnalyzeCommand,
     BenchCommand,
     ConvertCommand,
     DemoCommand,
@@ -125,6 +126,30 @@ def _report(words: list[str]) -> None:
     print("\n".join(report_lines(found)))
 
 
+def _analyze(words: list[str]) -> None:
+    name, rest = _first(words, "analyze", "RUN", AnalyzeCommand)
+    default = AnalyzeCommand(settings=_config_of(name).sampling)
+    command = parse(AnalyzeCommand, default, rest, f"diffmoe analyze {name}")
+    from diffmoe.device import keep_freed_memory
+    from diffmoe.experiments import analyze
+
+    keep_freed_memory()
+    found = analyze(
+        name,
+        count=command.count,
+        first_seed=command.seed,
+        classes=command.classes,
+        maps=command.maps,
+        frames=command.frames,
+        settings=command.settings,
+        device=command.device,
+        out=command.out,
+        command=shlex.join(["diffmoe", "analyze", *words]),
+        progress=not command.quiet,
+    )
+    print("\n".join([*found.lines, f"all of it: {found.page}"]))
+
+
 def _demo(words: list[str]) -> None:
     command = parse(DemoCommand, DemoCommand(), words, "diffmoe demo")
     _refuse_nameless(words)
@@ -197,7 +222,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "demo": (_demo, "", "train on real digits, sample, score and report, in minutes"),
     "train": (_train, "PRESET|RUN", "train, or go on with a run"),
     "sample": (_sample, "RUN", "draw images"),
-    "report": (_report, "RUN", "sample, score, see where compute goes"),
+    "report": (_report, "RUN", "sample, score, capacity in short"),
+    "analyze": (_analyze, "RUN", "see where compute goes: steps, classes, patches, experts"),
     "bench": (_bench, "", "measure what it costs beside a dense model, here"),
     "convert": (_convert, "FILE|RUN TARGET", "read or write checkpoints of the released layout"),
     "presets": (_presets, "[NAME]", "list the published models, or print one"),

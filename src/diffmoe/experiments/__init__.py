@@ -1,5 +1,6 @@
 """Compositions of the rooms: what a verb does that is more than one of them."""
 
+from diffmoe.experiments.analysis import Analysis, analyze
 from diffmoe.experiments.convert import Converted, convert
 from diffmoe.experiments.demo import demo
 from diffmoe.experiments.dry_run import Needs, needs
@@ -9,10 +10,12 @@ from diffmoe.experiments.speed import ROWS, Measured, bench
 
 __all__ = [
     "ROWS",
+    "Analysis",
     "Converted",
     "Measured",
     "Needs",
     "RunReport",
+    "analyze",
     "bench",
     "convert",
     "demo",

@@ -76,6 +76,7 @@ class Drawing:
         if self.calibration is not None:
             made["calibration"] = {
                 "realised": self.calibration.realised,
+                "error": self.calibration.error,
                 "images": self.calibration.images,
                 "thresholds": self.calibration.thresholds.tolist(),
             }

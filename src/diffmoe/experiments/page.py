@@ -9,7 +9,7 @@ from diffmoe.checkpoint import LoadedRun, write_text
 from diffmoe.evaluation import Scores
 from diffmoe.model import activated_parameters, count_parameters
 
-__all__ = ["write_page"]
+__all__ = ["describe", "write_page"]
 
 _CAPTIONS = {
     "samples": ("Samples", "Samples of each class, not chosen: the first seeds."),
@@ -60,7 +60,7 @@ def write_page(
     return write_report(
         run.folder.path / "report.html",
         title=f"Report of {run.folder.path.resolve().name}",
-        summary=f"{_describe(run)}, {run.step} steps of training.",
+        summary=f"{describe(run)}, {run.step} steps of training.",
         numbers=[*rows, *_capacity_rows(run, trace)],
         panels=[Panel(_CAPTIONS[n][0], file, _CAPTIONS[n][1]) for n, file in figures.items()],
         stamp=facts,
@@ -68,7 +68,8 @@ def write_page(
     )
 
 
-def _describe(run: LoadedRun) -> str:
+def describe(run: LoadedRun) -> str:
+    """What kind of model a run is, and how large."""
     model = run.config.model
     total = count_parameters(model).total / 1e6
     if not run.model.moe_layers:

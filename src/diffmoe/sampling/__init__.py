@@ -8,6 +8,7 @@ from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.output import (
     contact_sheet,
     refuse_place,
+    refuse_unmovable,
     refuse_unwritable,
     to_picture,
     write_samples,
@@ -35,6 +36,7 @@ __all__ = [
     "generate",
     "guided",
     "refuse_place",
+    "refuse_unmovable",
     "refuse_unwritable",
     "sampling_plan",
     "stamp",

@@ -66,6 +66,7 @@ def _read(place: Path, key: dict[str, Any]) -> Calibration | None:
             thresholds=thresholds,
             asked=float(content["asked"]),
             realised=float(content["realised"]),
+            error=float(content["error"]),
             layers=tuple(map(float, content["layers"])),
             images=int(content["images"]),
             passes=int(content["passes"]),

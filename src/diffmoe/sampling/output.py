@@ -106,12 +106,19 @@ def refuse_place(path: Path) -> None:
             where=where,
             remedy="choose another folder",
         )
+    refuse_unmovable(path)
+    refuse_unwritable(path.parent, path.name)
+
+
+def refuse_unmovable(path: Path) -> None:
+    """Raise StorageError if another folder cannot take the place of what is at `path`."""
     kind = _unmovable(path)
     if kind:
         raise StorageError(
-            f"samples cannot replace {kind}", where=where, remedy="choose a folder below it"
+            f"another folder cannot replace {kind}",
+            where=str(path),
+            remedy="choose a folder below it",
         )
-    refuse_unwritable(path.parent, path.name)
 
 
 def _foreign(path: Path) -> str:

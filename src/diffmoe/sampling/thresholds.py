@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffmoe.config import Level, RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError
-from diffmoe.model import DiT, RoutingPlan
+from diffmoe.model import DiT, RoutingPlan, capacity_of_images
 from diffmoe.randomness import permutation
 from diffmoe.sampling.demand import Demand
 from diffmoe.sampling.generate import Moment, generate
@@ -25,10 +25,11 @@ __all__ = ["Calibration", "find_thresholds"]
 
 _LOG = logging.getLogger(__name__)
 
-_IMAGES, _MOST_IMAGES = 128, 1024  # of a pass: at first, and after doublings
+_IMAGES, _MOST_IMAGES = 128, 4096  # of a pass: at first, and after doublings
 _MOST_PASSES, _WHOLE = 12, 5  # passes of so many images; the first of them take whole steps
 _SETTLED: dict[Level, float] = {"global": 0.0025, "layer": 0.005, "expert": 0.02}
 _HELD: dict[Level, float] = {"global": 0.006, "layer": 0.012, "expert": 0.04}  # by fresh images
+_SURE = 0.005  # relative standard error of the average that is small enough
 _PROMISED = 0.02  # relative error of the average; a larger one is told
 _FIRST_SEED = 1 << 62  # far from the seeds of pictures
 
@@ -40,6 +41,7 @@ class Calibration:
     thresholds: Float[Tensor, "L E"]
     asked: float  # average capacity
     realised: float  # of `images` fresh images, all branches evaluated
+    error: float  # standard error of `realised`, from how much images differ
     layers: tuple[float, ...]  # the same of each MoE layer
     images: int
     passes: int  # times that images were sampled in all
@@ -50,8 +52,9 @@ def find_thresholds(
 ) -> Calibration:
     """Thresholds that make `settings` realise the capacity they ask for, over all classes.
 
-    Images are added until fresh ones agree within 0.6 %, up to 1,024. Raises ConfigError where no
-    capacity is asked for, or the model's tracked thresholds were never measured.
+    Images are added until fresh ones agree within 0.6 % and their average is known to 0.5 %, up to
+    4,096. Raises ConfigError where no capacity is asked for, or the model's tracked thresholds were
+    never measured.
     """
     search = _Search(model, config, settings, progress)
     classes = config.model.num_classes
@@ -59,15 +62,24 @@ def find_thresholds(
     while True:
         offset = search.settled(range(count))
         fresh = search.counted(offset, range(count, 2 * count))
-        if search.error(fresh) <= _HELD[search.level] or 2 * count > _MOST_IMAGES:
+        sure = search.spread / count**0.5 <= _SURE * search.asked
+        if (sure and search.error(fresh) <= _HELD[search.level]) or 2 * count > _MOST_IMAGES:
             break
         count *= 2
     realised = float(fresh.capacity("global"))
-    if abs(realised / search.asked - 1) > _PROMISED:
-        _LOG.warning("capacity %g asked for, fresh images had %.4g", search.asked, realised)
-    layers = tuple(fresh.capacity("layer").tolist())
-    made = fresh.thresholds(offset)
-    return Calibration(made, search.asked, realised, layers, count, search.passes)
+    error = search.spread / count**0.5
+    if max(abs(realised - search.asked), 2 * error) > _PROMISED * search.asked:
+        said = "capacity %g asked for, fresh images had %.4g ± %.2g"
+        _LOG.warning(said, search.asked, realised, error)
+    return Calibration(
+        thresholds=fresh.thresholds(offset),
+        asked=search.asked,
+        realised=realised,
+        error=error,
+        layers=tuple(fresh.capacity("layer").tolist()),
+        images=count,
+        passes=search.passes,
+    )
 
 
 class _Search:
@@ -84,6 +96,7 @@ class _Search:
         self.config = replace(config, sampling=settings)
         self.asked, self.level = settings.capacity, settings.capacity_level
         self.passes = 0
+        self.spread = 0.0  # standard deviation of capacity between the images of the last pass
         self._offset = torch.zeros_like(Demand(model, settings.selection).tracked)
         classes = config.model.num_classes
         self._order = permutation(0, "calibration", classes).tolist()
@@ -117,6 +130,7 @@ class _Search:
         demand = Demand(self.model, self.settings.selection)
         self.passes += 1
         labels = [self._order[image % len(self._order)] for image in images]
+        total = torch.zeros(2, len(images), dtype=torch.float64)
         rounds = evaluations(self.settings)
         with tqdm(
             total=rounds and rounds * len(images),
@@ -127,7 +141,9 @@ class _Search:
         ) as bar:
 
             def watch(moment: Moment) -> None:
-                demand.add(moment.evaluation.output.routing)
+                routing = moment.evaluation.output.routing
+                demand.add(routing)
+                total.add_(self._of_images(moment, len(images)))
                 bar.update(len(moment.images))
 
             generate(
@@ -138,4 +154,18 @@ class _Search:
                 thresholds=demand.thresholds(offset),
                 callback=watch,
             )
+        rows, taken = total
+        self.spread = float((taken / rows).std())
         return demand
+
+    def _of_images(self, moment: Moment, images: int) -> Float[Tensor, "2 images"]:
+        """Rows and pairs of each image in one evaluation, its branches and layers together."""
+        routing = moment.evaluation.output.routing
+        tokens = self.config.model.tokens
+        found = torch.zeros(2, images, dtype=torch.float64)
+        for record in routing:
+            own = capacity_of_images(record, tokens).view(-1, len(moment.images))
+            here = slice(moment.images.start, moment.images.stop)
+            found[0, here] += own.shape[0]
+            found[1, here] += own.sum(dim=0).cpu()
+        return found

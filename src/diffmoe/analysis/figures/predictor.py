@@ -92,7 +92,7 @@ def calibration_figure(found: PredictorCheck, path: Path, *, command: str = "") 
         height=0.32 * layers + 2.0,
     )[0, 0]
     scale = {"vmin": 0.0, "vmax": max(0.01, float(np.nanmax(error)))}
-    text = "{:.2f}" if levels <= 16 else ""
+    text = "{:.3f}" if levels <= 16 else ""
     picture = heat_map(axes, error, text=text, cmap="cividis", **scale)
     _label_edges(axes, found.level, layers)
     colour_bar(axes.figure, picture, "calibration error")

@@ -1,10 +1,11 @@
 """The figure of a sweep: what settings of the dial cost and what they give (Table 10, Fig. 7)."""
 
 import math
+import statistics
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffmoe.analysis.figures.canvas import (
     BLUE,
@@ -29,7 +30,11 @@ _KINDS = {
     "ema": ("tracked thresholds", "black", "*"),
     "search": ("threshold of the interval search", "#009E73", "^"),
 }
-_AREAS = {"*": 150}
+_AREAS, _ORDER = (
+    {"*": 130, "^": 60},
+    {"*": 5, "^": 4},
+)  # what marks one place of the crowd is on top
+_FENCE = 8  # quartile distances above the upper quartile that a point may lie and set the scale
 _QUALITIES: dict[str, Callable[[SweepPoint], float | None]] = {
     "Frechet distance to training images": lambda point: point.frechet,
     "denoising loss": lambda point: point.loss,
@@ -41,7 +46,14 @@ _COSTS: dict[str, Callable[[SweepPoint], float]] = {
 _DIRECTIONS = ((0, 1), (1, 0.6), (1, -0.6), (0, -1), (-1, 0.6), (-1, -0.6), (1, 0), (-1, 0))
 _DISTANCES = (9, 18, 30, 44)  # points between a mark and its name
 
-Place = tuple[float, float, SweepPoint]
+
+class Place(NamedTuple):
+    """Where a point stands: at the upper edge if its quality is beyond the scale."""
+
+    x: float
+    y: float
+    point: SweepPoint
+    beyond: float | None = None  # its quality, if it is beyond
 
 
 def sweep_figure(points: list[SweepPoint], path: Path, *, command: str = "") -> list[Path]:
@@ -52,7 +64,8 @@ def sweep_figure(points: list[SweepPoint], path: Path, *, command: str = "") -> 
     heights = [4.0, 2.8][: len(rows)]
     panels = sheet(
         "What compute buys",
-        "stepped line: the best at that cost or less; bars: half the quartile distance of the time",
+        "stepped line: the best at that cost or less; open mark: beyond the scale;"
+        " bars: half the quartile distance of the time",
         rows=len(rows),
         columns=2,
         width=9.6,
@@ -64,9 +77,10 @@ def sweep_figure(points: list[SweepPoint], path: Path, *, command: str = "") -> 
     for (row, quality), (column, cost) in product(enumerate(rows), enumerate(_COSTS)):
         axes = panels[row, column]
         _draw(axes, _places(points, _COSTS[cost], rows[quality]), timed=column == 1)
+        _limit(axes, points, rows[quality])
         axes.set(xlabel=cost * (row == len(rows) - 1), ylabel=quality * (column == 0))
     for column, of in enumerate(_COSTS.values()):
-        _scale(panels[0, column], [x for x, _, _ in _places(points, of, of)])
+        _scale(panels[0, column], [place.x for place in _places(points, of, of)])
     _name_kinds(panels[:, 0])
     figure = panels[0, 0].figure
     add_foot(figure, command)
@@ -85,10 +99,32 @@ def _places(
     quality: Callable[[SweepPoint], float | None],
 ) -> list[Place]:
     """Where the points stand that can stand somewhere."""
-    places = [(cost(point), quality(point), point) for point in points]
-    return [
-        (x, y, point) for x, y, point in places if _is_known(x) and y is not None and _is_known(y)
-    ]
+    found = [(cost(point), quality(point), point) for point in points]
+    known = [(x, y, p) for x, y, p in found if _is_known(x) and y is not None and _is_known(y)]
+    highest, edge = _scale_of([y for _, y, _ in known])
+    return [Place(x, y, p) if y <= highest else Place(x, edge, p, y) for x, y, p in known]
+
+
+def _scale_of(values: list[float]) -> tuple[float, float]:
+    """The highest value that sets the scale, and where those beyond it are drawn.
+
+    One setting that is far worse than the others would press these into a line.
+    """
+    if len(values) < 4:
+        return math.inf, math.inf
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    highest = max(value for value in values if value <= upper + _FENCE * (upper - lower))
+    return highest, highest + 0.15 * (highest - min(values))
+
+
+def _limit(
+    axes: Axes, points: list[SweepPoint], quality: Callable[[SweepPoint], float | None]
+) -> None:
+    """End the axis above the edge where something is beyond the scale."""
+    places = _places(points, lambda _: 0.0, quality)
+    if any(place.beyond is not None for place in places):
+        low, edge = min(place.y for place in places), max(place.y for place in places)
+        axes.set_ylim(low - 0.12 * (edge - low), edge + 0.12 * (edge - low))
 
 
 def pareto_front(places: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -102,28 +138,35 @@ def pareto_front(places: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _draw(axes: Axes, places: list[Place], *, timed: bool) -> None:
     """Points by kind over the step line of the best of them."""
-    front = pareto_front([(x, y) for x, y, _ in places])
+    pairs = [(place.x, place.y if place.beyond is None else place.beyond) for place in places]
+    front = pareto_front(pairs)
     look = {"color": GREY, "linewidth": 1.2, "drawstyle": "steps-post", "zorder": 1}
     if front:
-        far = max(x for x, _, _ in places)
+        far = max(place.x for place in places)
         axes.plot([*(x for x, _ in front), far], [*(y for _, y in front), front[-1][1]], **look)
-    for x, y, point in places:
-        label, colour, shape = _KINDS.get(point.kind, (point.kind, GREY, "D"))
-        if timed:
-            axes.errorbar(x, y, xerr=1000 * point.spread, ecolor=colour, elinewidth=1, capsize=2)
-        area = _AREAS.get(shape, 46)
-        axes.scatter(
-            x,
-            y,
-            s=area,
-            color=colour,
-            marker=shape,
-            label=label,
-            edgecolor="white",
-            linewidth=0.6,
-            zorder=3,
-        )
+    for place in places:
+        _mark(axes, place, timed=timed)
     axes.margins(0.12)
+
+
+def _mark(axes: Axes, place: Place, *, timed: bool) -> None:
+    """One point, and how far its times spread."""
+    point = place.point
+    label, colour, shape = _KINDS.get(point.kind, (point.kind, GREY, "D"))
+    if timed:
+        spread = 1000 * point.spread
+        axes.errorbar(place.x, place.y, xerr=spread, ecolor=colour, elinewidth=1, capsize=2)
+    axes.scatter(
+        place.x,
+        place.y,
+        s=_AREAS.get(shape, 46),
+        facecolor=colour if place.beyond is None else "white",
+        marker=shape,
+        label=label if place.beyond is None else None,
+        edgecolor="white" if place.beyond is None else colour,
+        linewidth=0.6 if place.beyond is None else 1.2,
+        zorder=_ORDER.get(shape, 3),
+    )
 
 
 def _scale(axes: Axes, costs: list[float]) -> None:
@@ -147,16 +190,18 @@ def _name_points(panels: Any, points: list[SweepPoint], rows: list[Any]) -> None
 
 def _label(axes: Axes, places: list[Place]) -> None:
     """Names where they cover neither a point nor another name, a thin line to those further off."""
-    marks = [axes.transData.transform((x, y)) for x, y, _ in places]
+    marks = [axes.transData.transform((place.x, place.y)) for place in places]
     taken = [_box(axes, mark, 8, 8) for mark in marks]
-    for mark, (x, y, point) in zip(marks, places, strict=True):
-        text = _short(point)
+    for mark, place in zip(marks, places, strict=True):
+        text = _short(place.point)
+        if place.beyond is not None:
+            text += f" \u2191 {place.beyond:.3g}"
         offset = _free_offset(axes, mark, 5.2 * len(text), taken)
         look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "parse_math": False}
         look["bbox"] = {"color": "white", "alpha": 0.7, "pad": 0.3, "linewidth": 0}
         if max(map(abs, offset)) > 18 + 2.6 * len(text):
             look["arrowprops"] = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5}
-        note = axes.annotate(text, (x, y), offset, textcoords="offset points", **look)
+        note = axes.annotate(text, (place.x, place.y), offset, textcoords="offset points", **look)
         note.set_in_layout(False)
 
 

@@ -12,7 +12,7 @@ from diffmoe.checkpoint import LoadedRun
 from diffmoe.codec import Codec
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
-from diffmoe.experiments.analyze.pools import has_room
+from diffmoe.experiments.analysis.pools import has_room
 from diffmoe.experiments.scoring import Reference, score_samples
 from diffmoe.model import RoutingPlan
 from diffmoe.sampling import balanced_labels, decode, generate

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffmoe.checkpoint import LoadedRun
 from diffmoe.config import SamplingConfig
-from diffmoe.experiments.analyze.pools import has_room
+from diffmoe.experiments.analysis.pools import has_room
 from diffmoe.sampling import balanced_labels, generate
 
 __all__ = ["seconds_per_image"]

@@ -1,0 +1,124 @@
+"""The numbers at the head of an analysis: name, value and what it means."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from diffmoe.analysis import BatchOfOne, CapacityTrace, ClassCapacity, ExpertUse, PredictorCheck
+from diffmoe.experiments.analysis.draw import Drawn
+from diffmoe.experiments.analysis.findings import Findings
+from diffmoe.experiments.draw import Drawing
+
+__all__ = ["numbers_of"]
+
+Number = tuple[str, str, str]
+
+_RELIABLE = 0.95  # rank correlation of two samplings that counts as the same order
+
+
+def numbers_of(drawing: Drawing, drawn: Drawn, found: Findings) -> list[Number]:
+    """What the figures say, in short; what does not apply is left out."""
+    numbers: list[Number] = []
+    if found.steps is not None:
+        numbers += _capacity(drawing, drawn.trace.capacity)
+    if found.classes is not None:
+        numbers += _classes(found.classes)
+    if found.experts is not None:
+        numbers += _experts(found.experts)
+    if found.predictor is not None:
+        numbers += _predictor(found.predictor)
+    if found.batch is not None:
+        numbers += _batch(found.batch)
+    numbers += [row for row in found.cost.rows if row[0] in ("activated parameters", "evaluation")]
+    return numbers + [row for row in found.cost.rows if row[0].startswith("seconds")]
+
+
+def _capacity(drawing: Drawing, trace: CapacityTrace) -> Iterator[Number]:
+    meaning = "average over steps, layers and all branches evaluated; 1 = dense"
+    if drawing.settings.capacity is not None:
+        meaning += f"; {drawing.settings.capacity:g} was asked for"
+    yield "capacity", f"{trace.average:.3f}", meaning
+    yield (
+        "capacity, conditional branch",
+        f"{trace.conditional:.3f}",
+        "the average of the figures, without the unconditional branch that guidance adds",
+    )
+    if trace.dropped:
+        meaning = "of what experts asked for, above max_capacity, lowest demand first"
+        yield "dropped", f"{trace.dropped_share:.2%}", meaning
+
+
+def _classes(found: ClassCapacity) -> Iterator[Number]:
+    seen = np.flatnonzero(found.images)
+    capacity = found.selected[seen]
+    if capacity.max() - capacity.min() < 1e-6:
+        return
+    most, least = seen[capacity.argmax()], seen[capacity.argmin()]
+    yield (
+        "capacity by class",
+        f"{capacity.min():.3f} to {capacity.max():.3f}",
+        f"from {found.names[least]} to {found.names[most]}, standard error"
+        f" {np.nanmedian(found.error[seen]):.3f}",
+    )
+    if math.isfinite(found.stability):
+        yield "order of classes", f"{found.stability:.2f}", _trust(found, seen)
+
+
+def _trust(found: ClassCapacity, seen: np.ndarray) -> str:
+    """What the correlation of halves says of the whole, by Spearman and Brown's formula."""
+    draws, half = float(np.median(found.images[seen])), found.stability
+    said = "rank correlation between two halves of the draws"
+    if not 0 < half < 1:
+        return said
+    whole = 2 * half / (1 + half)
+    said += f"; another run of {draws:g} draws a class would agree with this one by {whole:.2f}"
+    if whole >= _RELIABLE:
+        return said
+    factor = _RELIABLE * (1 - whole) / (whole * (1 - _RELIABLE))
+    return f"{said}, one of {math.ceil(factor * draws)} by {_RELIABLE}"
+
+
+def _experts(found: ExpertUse) -> Iterator[Number]:
+    dead = int(found.dead.sum())
+    yield "dead experts", f"{dead} of {found.dead.size}", "take at most 1 % of an even share"
+    if np.isfinite(found.class_information).any():
+        yield (
+            "expert and class",
+            f"{np.nanmean(found.class_information):.4f} bits",
+            f"mutual information, mean over layers; by chance {np.nanmean(found.class_chance):.4f}",
+        )
+        yield (
+            "expert and noise level",
+            f"{np.nanmean(found.level_information):.4f} bits",
+            "mutual information, mean over layers",
+        )
+
+
+def _predictor(found: PredictorCheck) -> Iterator[Number]:
+    yield (
+        "predictor",
+        f"{np.nanmean(found.precision):.1%} / {np.nanmean(found.recall):.1%}",
+        f"precision and recall of the top-K of training pools, on {found.images} noised samples;"
+        f" calibration error {np.nanmean(found.calibration_error):.3f}",
+    )
+
+
+def _batch(found: BatchOfOne) -> Iterator[Number]:
+    for name in dict.fromkeys(variant.name for variant in found.variants):
+        own = [variant for variant in found.variants if variant.name == name]
+        if len(own) == 2 and math.isfinite(own[0].change):
+            one, many = sorted(own, key=lambda variant: variant.batch)
+            yield (
+                f"batch of one, {name}",
+                f"{one.change:.3f}",
+                f"rms change of an image from a pool of {many.batch} to one of {one.batch}"
+                f"{_scored(one, many)}",
+            )
+
+
+def _scored(one: object, many: object) -> str:
+    known = [getattr(variant, "frechet", None) for variant in (many, one)]
+    if None in known:
+        return ""
+    return f"; Frechet distance {known[0]:.3f} to {known[1]:.3f}"

@@ -1,0 +1,64 @@
+"""Folders of results: written whole, and never in the place of anything else."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffmoe.checkpoint import new_folder, write_text
+from diffmoe.errors import StorageError
+from diffmoe.sampling import refuse_unmovable, refuse_unwritable
+
+__all__ = ["refuse_results", "results_folder"]
+
+
+def refuse_results(path: Path, record: str) -> None:
+    """Raise StorageError unless results, of which `record` is the list, may be put at `path`.
+
+    They may if nothing is there, or an empty folder, or older results and nothing else.
+    """
+    foreign = _foreign(path, record)
+    if foreign:
+        raise StorageError(
+            f"{foreign} is none of the results that {record} lists, and would be lost",
+            where=str(path),
+            remedy="choose another folder",
+        )
+    refuse_unmovable(path)
+    refuse_unwritable(path.parent, path.name)
+
+
+def _foreign(path: Path, record: str) -> str:
+    """The first file at `path` that its record does not list; empty if there is none."""
+    if not path.is_dir():
+        return path.name if path.exists() or path.is_symlink() else ""
+    listed = _listed(path / record)
+    found = (one.relative_to(path).as_posix() for one in sorted(path.rglob("*")) if _is_file(one))
+    return next((name for name in found if name not in listed), "")
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir()
+
+
+def _listed(record: Path) -> set[str]:
+    try:
+        files = json.loads(record.read_text())["files"]
+        return {record.name, *map(str, files)} if isinstance(files, list) else set()
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
+
+
+@contextmanager
+def results_folder(path: Path, record: str, facts: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path`, with a record of `facts` and its files.
+
+    Facts may be added while the block runs. Nothing is changed if it fails.
+    """
+    with new_folder(path, replace=True) as aside:
+        yield aside
+        files = sorted(
+            one.relative_to(aside).as_posix() for one in aside.rglob("*") if one.is_file()
+        )
+        write_text(aside / record, json.dumps({**facts, "files": files}, indent=2, default=str))
