@@ -21,6 +21,7 @@ __all__ = [
     "DemoCommand",
     "ReportCommand",
     "SampleCommand",
+    "SweepCommand",
     "TrainCommand",
     "parse",
 ]
@@ -92,6 +93,21 @@ class AnalyzeCommand:
     maps: int = 6  # images mapped, where no classes are named
     frames: int = 12  # noise levels that maps show
     out: Path | None = None  # folder to write; None = analysis, below the run
+    device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand:
+    """Draw the same images at every setting of a run's dial: quality against compute."""
+
+    settings: Annotated[SamplingConfig, _FLAT]
+    capacities: tuple[float, ...] = ()  # to ask for; none = the usual, up to the number of experts
+    gammas: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.1, 0.01)  # thresholds for all experts
+    search: bool = True  # also find the best threshold with C_avg <= 1 (Eq. 16)
+    count: int = 500  # images of each setting, all classes in turn
+    seed: int = 0  # the first of their seeds
+    out: Path | None = None  # folder to write; None = sweep, below the run
     device: str = "auto"  # auto, cpu, cuda, ...
     quiet: bool = False  # no progress bar
 

@@ -13,6 +13,7 @@ from diffmoe.arguments import (
     DemoCommand,
     ReportCommand,
     SampleCommand,
+    SweepCommand,
     TrainCommand,
     parse,
 )
@@ -150,6 +151,30 @@ def _analyze(words: list[str]) -> None:
     print("\n".join([*found.lines, f"all of it: {found.page}"]))
 
 
+def _sweep(words: list[str]) -> None:
+    name, rest = _first(words, "sweep", "RUN", SweepCommand)
+    default = SweepCommand(settings=_config_of(name).sampling)
+    command = parse(SweepCommand, default, rest, f"diffmoe sweep {name}")
+    from diffmoe.device import keep_freed_memory
+    from diffmoe.experiments import sweep
+
+    keep_freed_memory()
+    found = sweep(
+        name,
+        capacities=command.capacities or None,
+        gammas=command.gammas,
+        search=command.search,
+        count=command.count,
+        first_seed=command.seed,
+        settings=command.settings,
+        device=command.device,
+        out=command.out,
+        command=shlex.join(["diffmoe", "sweep", *words]),
+        progress=not command.quiet,
+    )
+    print("\n".join(found.lines()))
+
+
 def _demo(words: list[str]) -> None:
     command = parse(DemoCommand, DemoCommand(), words, "diffmoe demo")
     _refuse_nameless(words)
@@ -224,6 +249,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "sample": (_sample, "RUN", "draw images"),
     "report": (_report, "RUN", "sample, score, capacity in short"),
     "analyze": (_analyze, "RUN", "see where compute goes: steps, classes, patches, experts"),
+    "sweep": (_sweep, "RUN", "quality against capacity and time, over the whole dial"),
     "bench": (_bench, "", "measure what it costs beside a dense model, here"),
     "convert": (_convert, "FILE|RUN TARGET", "read or write checkpoints of the released layout"),
     "presets": (_presets, "[NAME]", "list the published models, or print one"),

@@ -4,6 +4,7 @@ from diffmoe.experiments.analysis import Analysis, analyze
 from diffmoe.experiments.convert import Converted, convert
 from diffmoe.experiments.demo import demo
 from diffmoe.experiments.dry_run import Needs, needs
+from diffmoe.experiments.pareto import Sweep, sweep
 from diffmoe.experiments.report import RunReport, report
 from diffmoe.experiments.samples import request, sample
 from diffmoe.experiments.speed import ROWS, Measured, bench
@@ -15,6 +16,7 @@ __all__ = [
     "Measured",
     "Needs",
     "RunReport",
+    "Sweep",
     "analyze",
     "bench",
     "convert",
@@ -23,4 +25,5 @@ __all__ = [
     "report",
     "request",
     "sample",
+    "sweep",
 ]

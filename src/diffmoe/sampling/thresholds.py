@@ -29,7 +29,7 @@ _IMAGES, _MOST_IMAGES = 128, 4096  # of a pass: at first, and after doublings
 _MOST_PASSES, _WHOLE = 12, 5  # passes of so many images; the first of them take whole steps
 _SETTLED: dict[Level, float] = {"global": 0.0025, "layer": 0.005, "expert": 0.02}
 _HELD: dict[Level, float] = {"global": 0.006, "layer": 0.012, "expert": 0.04}  # by fresh images
-_SURE = 0.005  # relative standard error of the average that is small enough
+_SURE = 0.0075  # relative standard error of the average that is small enough
 _PROMISED = 0.02  # relative error of the average; a larger one is told
 _FIRST_SEED = 1 << 62  # far from the seeds of pictures
 
@@ -52,7 +52,7 @@ def find_thresholds(
 ) -> Calibration:
     """Thresholds that make `settings` realise the capacity they ask for, over all classes.
 
-    Images are added until fresh ones agree within 0.6 % and their average is known to 0.5 %, up to
+    Images are added until fresh ones agree within 0.6 % and their average is known to 0.75 %, up to
     4,096. Raises ConfigError where no capacity is asked for, or the model's tracked thresholds were
     never measured.
     """

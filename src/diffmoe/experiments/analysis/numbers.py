@@ -25,7 +25,7 @@ def numbers_of(drawing: Drawing, drawn: Drawn, found: Findings) -> list[Number]:
     if found.classes is not None:
         numbers += _classes(found.classes)
     if found.experts is not None:
-        numbers += _experts(found.experts)
+        numbers += _experts(found.experts, found.classes)
     if found.predictor is not None:
         numbers += _predictor(found.predictor)
     if found.batch is not None:
@@ -55,14 +55,18 @@ def _classes(found: ClassCapacity) -> Iterator[Number]:
     if capacity.max() - capacity.min() < 1e-6:
         return
     most, least = seen[capacity.argmax()], seen[capacity.argmin()]
-    yield (
-        "capacity by class",
-        f"{capacity.min():.3f} to {capacity.max():.3f}",
-        f"from {found.names[least]} to {found.names[most]}, standard error"
-        f" {np.nanmedian(found.error[seen]):.3f}",
-    )
+    meaning = f"from {found.names[least]} to {found.names[most]}"
+    if np.isfinite(found.error[seen]).any():
+        meaning += f", standard error {np.nanmedian(found.error[seen]):.3f}"
+    yield "capacity by class", f"{capacity.min():.3f} to {capacity.max():.3f}", meaning
     if math.isfinite(found.stability):
         yield "order of classes", f"{found.stability:.2f}", _trust(found, seen)
+    elif np.median(found.images[seen]) < 2:
+        yield (
+            "order of classes",
+            "unknown",
+            "one draw a class tells no class from another; draw more",
+        )
 
 
 def _trust(found: ClassCapacity, seen: np.ndarray) -> str:
@@ -79,7 +83,7 @@ def _trust(found: ClassCapacity, seen: np.ndarray) -> str:
     return f"{said}, one of {math.ceil(factor * draws)} by {_RELIABLE}"
 
 
-def _experts(found: ExpertUse) -> Iterator[Number]:
+def _experts(found: ExpertUse, classes: ClassCapacity | None) -> Iterator[Number]:
     dead = int(found.dead.sum())
     yield "dead experts", f"{dead} of {found.dead.size}", "take at most 1 % of an even share"
     if np.isfinite(found.class_information).any():

@@ -1,0 +1,121 @@
+"""The objective's own loss on training images, at the same draws whatever is asked."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffmoe.checkpoint import LoadedRun
+from diffmoe.codec import build_codec
+from diffmoe.config import SamplingConfig
+from diffmoe.data import Source
+from diffmoe.errors import DiffMoEError
+from diffmoe.experiments.pareto.points import Point
+from diffmoe.experiments.scoring import Reference
+from diffmoe.model import DiT, Prediction, RoutingPlan, cast_for_products
+from diffmoe.objective import Draws, build_objective
+from diffmoe.randomness import normals, permutation, uniforms
+from diffmoe.sampling import sampling_plan
+
+__all__ = ["DenoisingLoss", "denoising_loss"]
+
+_MOST_IMAGES = 512
+_ENCODED = 32  # images that are read and encoded at a time
+_SEED, _STREAM = 0, "denoising loss"
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """Images, times and noise that are the same for every setting: differences are paired."""
+
+    run: LoadedRun
+    x: Float[Tensor, "N C H W"]
+    label: Int[Tensor, "N"]
+    draws: Draws
+
+    @classmethod
+    def of(cls, run: LoadedRun, source: Source) -> "DenoisingLoss":
+        """Up to 512 images evenly spread over the source, each at a noise level of its own.
+
+        The levels divide the training times into as many equal parts as there are images, in
+        mixed order: every batch has all levels.
+        """
+        count = min(_MOST_IMAGES, len(source))
+        chosen = [image * len(source) // count for image in range(count)]
+        x = torch.cat(list(_seen(run, source, chosen)))
+        parts = torch.from_numpy(permutation(_SEED, f"{_STREAM}/parts", count))
+        u = (parts + uniforms(_SEED, f"{_STREAM}/time", 0, count)[:, 0]) / count
+        t = build_objective(run.config.objective).times(u.float().clamp_max(1 - 2**-24))
+        noise = normals(_SEED, f"{_STREAM}/noise", 0, count, tuple(x.shape[1:]))
+        return cls(run, x, source.labels[chosen], Draws(t, noise))
+
+    @torch.inference_mode()
+    def under(self, point: Point) -> float:
+        """The mean loss with experts taking rows as they would while sampling, labels kept."""
+        settings, model = point.settings, self.run.model
+        low = settings.precision == "bfloat16"
+        network = _Unrouted(cast_for_products(model, torch.bfloat16) if low else model)
+        objective, total = build_objective(self.run.config.objective), 0.0
+        for first in range(0, len(self.x), settings.batch):
+            x, label, draws = self._some(slice(first, first + settings.batch))
+            plan = sampling_plan(model, settings, len(x), thresholds=point.thresholds)
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+                loss = objective.loss(network, x, label, draws, plan)
+            total += float(loss.per_image.double().sum())
+        return total / len(self.x)
+
+    def _some(self, part: slice) -> tuple[Tensor, Tensor, Draws]:
+        device = self.run.model.positions.device
+        x, label, t, noise = (
+            values[part].to(device)
+            for values in (self.x, self.label, self.draws.t, self.draws.noise)
+        )
+        return x, label, Draws(t, noise)
+
+    def describe(self, settings: SamplingConfig) -> str:
+        """What the number means, for readers."""
+        return (
+            f"the objective's loss, mean over {len(self.x)} training images at noise levels spread"
+            f" evenly over the training times, labels kept, in batches of"
+            f" {min(settings.batch, len(self.x))}; the same images, levels and noise for every"
+            " setting"
+        )
+
+
+class _Unrouted:
+    """A network that hands on no routing, so that routers add no losses of their own."""
+
+    moe_layers: tuple[Any, ...] = ()
+
+    def __init__(self, model: DiT) -> None:
+        self._model = model
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
+        return replace(self._model(x_t, t, condition, plan), routing=())
+
+
+def _seen(run: LoadedRun, source: Source, images: list[int]) -> Iterator[Tensor]:
+    """What the model sees of images, some at a time; a posterior is drawn from, as in training."""
+    model, device = run.config.model, run.model.positions.device
+    shape = (model.channels, model.input_size, model.input_size)
+    codec = None if source.encoded else build_codec(run.config.codec, device)
+    for first in range(0, len(images), _ENCODED):
+        some = images[first : first + _ENCODED]
+        x = torch.stack([source.load(image, flip=False) for image in some])
+        if codec is not None:
+            noise = normals(_SEED, f"{_STREAM}/encode", first, len(x), shape)
+            x = codec.encode(x.to(device), noise.to(device)).cpu()
+        yield x
+
+
+def denoising_loss(run: LoadedRun, reference: Reference) -> tuple[DenoisingLoss | None, str]:
+    """The loss of a run, or None and the reason: its data are not at hand or cannot be read."""
+    if reference.source is None:
+        return None, reference.unscored
+    try:
+        return DenoisingLoss.of(run, reference.source), ""
+    except DiffMoEError as error:
+        return None, str(error)

@@ -1,0 +1,196 @@
+"""Sweep the compute dial of a run: draw under every setting, search, score and write it down."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffmoe.analysis import SweepPoint
+from diffmoe.checkpoint import LoadedRun, load
+from diffmoe.codec import Codec, build_codec
+from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
+from diffmoe.device import resolve_device
+from diffmoe.experiments.draw import config_of
+from diffmoe.experiments.pareto.interval import Found, search_gamma
+from diffmoe.experiments.pareto.loss import DenoisingLoss, denoising_loss
+from diffmoe.experiments.pareto.page import RECORD, Qualities, point_lines, write_sweep
+from diffmoe.experiments.pareto.points import (
+    GAMMAS,
+    Point,
+    asked_points,
+    at_threshold,
+    calibrated,
+    refuse_unready,
+)
+from diffmoe.experiments.pareto.rounds import Drawn, Taken, draw_in_rounds
+from diffmoe.experiments.place import refuse_results
+from diffmoe.experiments.report import refuse_report
+from diffmoe.experiments.scoring import Reference, score_samples
+from diffmoe.experiments.speed.measure import clock_of
+from diffmoe.randomness import permutation
+from diffmoe.sampling import balanced_labels, check_request, generate, stamp
+
+__all__ = ["Sweep", "sweep"]
+
+_LOG = logging.getLogger(__name__)
+
+_SEARCHED = 128  # images that tell the capacity of a threshold
+_FIRST_SEED = 3 << 61  # of these, far from the seeds of pictures and of calibrations
+_TIMED = "batches of all settings in turn, their capacity counted on the device meanwhile"
+_CLOCKS = {"wall": "the clock on the wall", "CPU time": "the CPU time of one thread"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where the page is and what it says."""
+
+    page: Path
+    points: list[SweepPoint]
+    found: float | None  # the threshold that the interval search chose; None without a search
+
+    def lines(self) -> list[str]:
+        """The points as a table, and where the page is."""
+        return [*point_lines(self.points), f"sweep: {self.page}"]
+
+
+def sweep(
+    path: Path | str,
+    *,
+    capacities: Sequence[float] | None = None,
+    gammas: Sequence[float] = GAMMAS,
+    search: bool = True,
+    count: int = 500,
+    first_seed: int = 0,
+    settings: SamplingConfig | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    command: str = "",
+    progress: bool = True,
+) -> Sweep:
+    """Draw `count` balanced samples of a run under each setting of its dial, and write a page.
+
+    The settings are the tracked thresholds, each of `capacities` (without any, the usual ones that
+    the model can have), each of `gammas`, and the gamma that the interval search chooses (Eq. 16).
+    Everything else is as in `settings`, whose own capacity, gamma and policy count for nothing.
+    Raises ConfigError for a run without a dial or a setting that there is not, StorageError if
+    `out` holds anything but an older sweep; both before anything is drawn.
+    """
+    refuse_report(count)
+    config, folder = config_of(path), out or Path(path) / "sweep"
+    settings = settings or config.sampling
+    points = asked_points(config, settings, capacities, gammas)
+    labels = balanced_labels(count, config.model.num_classes)
+    seeds = range(first_seed, first_seed + count)
+    check_request(config, labels, seeds)
+    refuse_results(folder, RECORD)
+    run = load(path, weights=settings.weights, device=resolve_device(device))
+    refuse_unready(run, points)
+    reference = _reference(config, run)
+    loss, unknown = denoising_loss(run, reference)
+    points = [calibrated(run, point, progress) for point in points]
+    found = _searched(run, settings, loss, progress) if search else None
+    points = points if found is None else _with_search(points, settings, found)
+    codec = None if reference.unscored else build_codec(config.codec, run.model.positions.device)
+    drawn = draw_in_rounds(run, points, labels, seeds, codec=codec, progress=progress)
+    measured, unscored = _measured(points, drawn, loss, reference, torch.tensor(labels))
+    told = f"not known: {unknown}" if loss is None else loss.describe(settings)
+    facts = {
+        "command": command or f"diffmoe.sweep({str(path)!r}, count={count})",
+        "stamp": _stamp(run, points[0].settings, seeds, codec),
+        "timed": f"{_TIMED}, by {_CLOCKS[clock_of(run.model.positions.device)]}",
+        "thresholds": _thresholds(points),
+    }
+    page = write_sweep(folder, run, measured, found, Qualities(told, unscored), facts)
+    return Sweep(page, measured, None if found is None else found.gamma)
+
+
+def _reference(config: RunConfig, run: LoadedRun) -> Reference:
+    """The training data, which score nothing that is no picture."""
+    reference = Reference.of(config, run.trained_on.get("data"))
+    if isinstance(config.codec, PixelCodec) and config.model.channels not in (1, 3):
+        why = f"model.channels {config.model.channels} make no picture with codec pixels"
+        return replace(reference, unscored=reference.unscored or why)
+    return reference
+
+
+def _with_search(points: Sequence[Point], settings: SamplingConfig, found: Found) -> list[Point]:
+    """The points with the threshold that the search chose, which may be one that was asked for."""
+    chosen = at_threshold(settings, found.gamma, "search")
+    return [*(point for point in points if point.settings != chosen.settings), chosen]
+
+
+def _searched(
+    run: LoadedRun, settings: SamplingConfig, loss: DenoisingLoss | None, progress: bool
+) -> Found:
+    """The interval search, on images that no point of the sweep draws."""
+    order = permutation(0, "interval search", run.config.model.num_classes).tolist()
+    labels = [order[image % len(order)] for image in range(_SEARCHED)]
+    seeds = range(_FIRST_SEED, _FIRST_SEED + _SEARCHED)
+    with tqdm(desc="interval search", unit="threshold", disable=not progress, leave=False) as bar:
+
+        def capacity_of(gamma: float) -> float:
+            taken, way = Taken(), at_threshold(settings, gamma).settings
+            generate(run.model, run.config, labels, seeds, settings=way, callback=taken)
+            bar.update()
+            return taken.capacity
+
+        def loss_of(gamma: float) -> float:
+            assert loss is not None
+            bar.update()
+            return loss.under(at_threshold(settings, gamma))
+
+        found = search_gamma(capacity_of, None if loss is None else loss_of)
+    _LOG.info("interval search: gamma %g (%s)", found.gamma, found.reason)
+    return found
+
+
+def _measured(
+    points: Sequence[Point],
+    drawn: Sequence[Drawn],
+    loss: DenoisingLoss | None,
+    reference: Reference,
+    labels: Tensor,
+) -> tuple[list[SweepPoint], str]:
+    """What each point costs and gives, and why nothing is scored, empty where it is."""
+    found, unscored = [], reference.unscored
+    for point, batches in zip(points, drawn, strict=True):
+        scores, images = None, batches.images
+        if images is not None:
+            scores, unscored = score_samples(reference, images, labels)
+        found.append(
+            SweepPoint(
+                name=point.name,
+                kind=point.kind,
+                setting=point.setting,
+                capacity=batches.taken.capacity,
+                seconds=batches.times.median,
+                spread=batches.times.spread,
+                loss=None if loss is None else loss.under(point),
+                frechet=None if scores is None else scores.frechet_distance,
+                agreement=None if scores is None else scores.agreement,
+            )
+        )
+    return found, unscored
+
+
+def _stamp(
+    run: LoadedRun, settings: SamplingConfig, seeds: range, codec: Codec | None
+) -> dict[str, Any]:
+    """How the images were made; the policy is that of the tracked thresholds."""
+    place = run.model.positions.device
+    return {
+        **stamp(run, settings, images=len(seeds), decoder=codec.identity if codec else None),
+        "seeds": [seeds[0], seeds[-1]],
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _thresholds(points: Sequence[Point]) -> dict[str, Any]:
+    """The calibrated thresholds, by the point that has them."""
+    return {p.name: p.thresholds.tolist() for p in points if p.thresholds is not None}
