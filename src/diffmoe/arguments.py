@@ -2,16 +2,17 @@
 
 import contextlib
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from diffmoe.config import RunConfig, SamplingConfig, field_names, nearest
+from diffmoe.config import Level, RunConfig, SamplingConfig, field_names, nearest
 from diffmoe.errors import ConfigError, DiffMoEError
 
 __all__ = [
@@ -104,6 +105,7 @@ class SweepCommand:
     settings: Annotated[SamplingConfig, _FLAT]
     capacities: tuple[float, ...] = ()  # to ask for; none = the usual, up to the number of experts
     gammas: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.1, 0.01)  # thresholds for all experts
+    level: Level | None = None  # what has a capacity asked for; None = as the settings say
     search: bool = True  # also find the best threshold with C_avg <= 1 (Eq. 16)
     count: int = 500  # images of each setting, all classes in turn
     seed: int = 0  # the first of their seeds
@@ -159,7 +161,7 @@ def parse(record: type[Record], default: Record, words: Sequence[str], prog: str
         with contextlib.redirect_stderr(said):
             found, unknown = tyro.cli(
                 record,
-                default=default,
+                default=_undecided(default, words),
                 args=list(words),
                 prog=prog,
                 config=(tyro.conf.AvoidSubcommands,),
@@ -174,6 +176,22 @@ def parse(record: type[Record], default: Record, words: Sequence[str], prog: str
         raise _unknown(unknown, list(_flags(default)), prog)
     _refuse_nothing(found, words, prog)
     return found
+
+
+def _undecided(default: Any, words: Sequence[str]) -> Any:
+    """The default, rid of its place on the dial where words name another one."""
+    if isinstance(default, TrainCommand):
+        own = [word.removeprefix("--sampling.") for word in words]
+        return replace(default, config=_rid(default.config, "sampling", own))
+    return _rid(default, "settings", [word.removeprefix("--") for word in words])
+
+
+def _rid(record: Any, name: str, words: Sequence[str]) -> Any:
+    parts = [part for word in words for part in word.split("=")]
+    image = ("selection", "image") in itertools.pairwise(parts)
+    if not hasattr(record, name) or not (image or {"policy", "gamma", "capacity"} & {*parts}):
+        return record
+    return replace(record, **{name: getattr(record, name).undecided()})
 
 
 def _refuse_nothing(found: Any, words: Sequence[str], prog: str) -> None:

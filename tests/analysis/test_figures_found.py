@@ -53,18 +53,25 @@ def step_capacity(*, steps: int, layers: int, experts: int, **_: int) -> StepCap
     level = np.linspace(1, 1 / steps, steps)
     mean = 0.9 + 0.3 * np.sin(3 * level)
     experts_ = mean[:, None, None] * rng.dirichlet(np.full(experts, 4.0), (steps, layers)) * experts
-    return StepCapacity(level=level, mean=mean, deviation=0.05 + 0.1 * level, experts=experts_)
+    return StepCapacity(
+        level=level,
+        mean=mean,
+        deviation=0.05 + 0.1 * level,
+        experts=experts_,
+        images=np.full(steps, 10),
+    )
 
 
 def class_capacity(*, classes: int, **_: int) -> ClassCapacity:
     rng = np.random.default_rng(1)
     selected = 1 + 0.15 * rng.standard_normal(classes)
-    error = np.full(classes, 0.02)
+    error, images = np.full(classes, 0.02), np.full(classes, 10)
     if classes > 1:
         selected[1] = error[1] = np.nan
+        images[1] = 0
     return ClassCapacity(
         names=names_of(classes),
-        images=np.full(classes, 10),
+        images=images,
         selected=selected,
         above=selected + 0.03 * rng.standard_normal(classes),
         error=error,
@@ -316,11 +323,15 @@ def assert_apart(boxes: list[Any]) -> None:
         assert not one.padded(-1).overlaps(other.padded(-1))
 
 
-def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
-    found = step_capacity(**SMALL)
-    for name in ("a", "b"):
-        figures.step_capacity_figure(found, tmp_path / name)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+@pytest.mark.parametrize("record", RECORDS)
+def test_the_same_figure_is_the_same_file(record: str, tmp_path: Path) -> None:
+    make, draw = RECORDS[record]
+    for number, figure in enumerate(draw):
+        found = make(**(LARGE if figure is figures.class_curve_figure else SMALL))
+        once = figure(found, tmp_path / f"{number} once", command=COMMAND)
+        again = figure(found, tmp_path / f"{number} again", command=COMMAND)
+        assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
+        assert len(once) == 2
 
 
 def test_the_command_stands_below(drawn: list[Any]) -> None:
@@ -337,15 +348,17 @@ def test_what_never_varies_has_no_figure(tmp_path: Path) -> None:
     flat = replace(steps, mean=np.ones(50), deviation=np.zeros(50), experts=np.ones((50, 2, 4)))
     assert figures.step_capacity_figure(flat, tmp_path / "a") == []
     assert figures.expert_steps_figure(flat, tmp_path / "a") == []
-    even = replace(classes, selected=np.ones(10))
+    even = replace(classes, selected=np.ones(10), above=None)
     assert figures.class_capacity_figure(even, tmp_path / "a") == []
     alike = replace(maps, number=0 * maps.number + 1, share=0 * maps.share + 0.25)
     assert figures.token_overview_figure(alike, tmp_path / "a") == []
     assert figures.token_strip_figure(alike, tmp_path / "a") == []
     assert figures.token_animation(alike, tmp_path / "a") == []
     assert figures.token_experts_figure(alike, 0, tmp_path / "a") == []
-    none = {"class_information": np.zeros(2), "level_information": np.full(2, np.nan)}
+    none = {"class_information": np.full(2, 9e-7), "level_information": np.full(2, np.nan)}
     assert figures.expert_information_figure(replace(use, **none), tmp_path / "a") == []
+    apart = replace(use, overlap=np.full((2, 4, 4), 9e-7) + np.eye(4))
+    assert figures.expert_overlap_figure(apart, tmp_path / "a") == []
     assert figures.batch_figure(BatchOfOne(variants=[], drawn=0), tmp_path / "a") == []
     assert figures.class_samples_figure([], [], tmp_path / "a") == []
     unscored = [replace(one, loss=None, frechet=None) for one in sweep_points(**SMALL)]
@@ -377,6 +390,8 @@ def test_the_line_and_the_band_are_the_record(drawn: list[Any]) -> None:
     assert edge.max() == pytest.approx((found.mean + found.deviation).max())
     (top,) = axes.child_axes
     assert ticks(top.xaxis)[0] == "1.00" and ticks(top.xaxis)[-1] == "0.02"
+    assert top.get_xticks().tolist() == axes.get_xticks().tolist() == [0, 10, 20, 30, 40, 49]
+    assert ticks(top.xaxis) == [f"{found.level[step]:.2f}" for step in axes.get_xticks()]
 
 
 def test_layers_of_experts_share_a_scale_around_even(drawn: list[Any]) -> None:
@@ -416,6 +431,38 @@ def test_one_definition_needs_no_legend(drawn: list[Any]) -> None:
     assert not drawn[0].legends and not drawn[1].legends
 
 
+def test_classes_far_from_dense_hang_on_their_mean(drawn: list[Any]) -> None:
+    found = class_capacity(**SMALL)
+    low = replace(found, selected=0.5 + 0.1 * (found.selected - 1), above=None)
+    figures.class_capacity_figure(low, Path("a"))
+    figures.class_capacity_figure(found, Path("a"))
+    far, near = (figure.axes[0] for figure in drawn)
+    assert ticks(far.child_axes[0].xaxis) == [f"mean {np.nanmean(low.selected):.2f}"]
+    assert far.get_xlim()[1] < 0.8
+    assert not near.child_axes and near.lines[-1].get_xdata() == [1.0, 1.0]
+
+
+def test_a_cap_leaves_the_order_to_rows_above_the_threshold(drawn: list[Any]) -> None:
+    found = class_capacity(**SMALL)
+    above = np.linspace(0.9, 1.2, 10)
+    figures.class_capacity_figure(replace(found, selected=np.full(10, 0.5), above=above), Path("a"))
+    axes = drawn[0].axes[0]
+    assert ticks(axes.yaxis) == [str(n) for n in reversed(range(10))]
+    assert places(axes.collections[-1], 0) == pytest.approx(above[::-1])
+    said = " ".join(texts(drawn[0])).replace("\n", " ")
+    assert "a cap levels what experts took" in said and "draws 0.79" in said
+    assert "rows above the threshold, 1 = dense" in said and "standard error" not in said
+    assert not drawn[0].legends
+
+
+def test_what_is_not_known_of_classes_is_not_said(drawn: list[Any]) -> None:
+    found = class_capacity(**SMALL)
+    unknown = {"error": np.full(10, np.nan), "stability": np.nan, "above": None}
+    figures.class_capacity_figure(replace(found, **unknown), Path("a"))
+    said = " ".join(texts(drawn[0]))
+    assert "standard error" not in said and "unknown" not in said and "rank" not in said
+
+
 def test_the_curve_of_all_classes_falls(drawn: list[Any]) -> None:
     found = class_capacity(**LARGE)
     figures.class_curve_figure(found, Path("a"))
@@ -440,9 +487,13 @@ def test_maps_stand_on_their_patches(drawn: list[Any]) -> None:
     share[0, :, 2, 5] = 0.5  # the second patch of the second row
     figures.token_overview_figure(replace(found, share=share), Path("a"))
     figures.token_experts_figure(replace(found, share=share), 0, Path("a"))
-    pair = drawn[0].axes[0].images[0].get_array()
-    brightest = np.argwhere(pair[:, 68:].sum(axis=2) == pair[:, 68:].sum(axis=2).max())
-    assert brightest.min(axis=0).tolist() >= [16, 16] and brightest.max() < 32
+    axes = drawn[0].axes[0]
+    alone = axes.images[0].get_array()[:, 2 * 68 :]
+    brightest = np.argwhere(alone.sum(axis=2) == alone.sum(axis=2).max())
+    assert brightest.min(axis=0).tolist() == [16, 16] and len(brightest) == 16 * 16
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}
+    assert len(numbers) == 16 and numbers[2 * 68 + 23.5, 23.5] == "0.50"
+    assert axes.get_title(loc="left") == "class 0"
     sheet = drawn[1].axes[1].images[0].get_array()[..., 0]
     dark = np.argwhere(sheet < 200)
     assert dark.min(axis=0).tolist() == [16, 2 * 70 + 16]
@@ -454,6 +505,36 @@ def test_frames_stand_under_their_step_and_level(drawn: list[Any]) -> None:
     figures.token_strip_figure(found, Path("a"))
     shown = ticks(drawn[0].axes[0].xaxis)
     assert len(shown) == 10 and shown[0] == "0\n1.00" and shown[-1] == "49\n0.02"
+
+
+def test_maps_have_the_colours_of_one_scale_from_none_on(drawn: list[Any]) -> None:
+    found = token_maps(**SMALL)
+    figures.token_overview_figure(found, Path("a"))
+    figures.token_strip_figure(found, Path("a"))
+    bars = [figure.axes[-1] for figure in drawn]
+    assert bars[0].get_ylim() == bars[1].get_ylim()
+    assert bars[0].get_ylim() == pytest.approx((0, found.number.max()))
+    scale = bars[0]._colorbar.mappable
+    colours = scale.to_rgba(found.share.sum(axis=2).mean(axis=1)[0], bytes=True)[:, :3]
+    alone = drawn[0].axes[0].images[0].get_array()[8::16, 2 * 68 + 8 :: 16][:, :4]
+    assert np.array_equal(alone.reshape(-1, 3), colours)
+
+
+def test_many_patches_have_no_numbers(drawn: list[Any]) -> None:
+    figures.token_overview_figure(token_maps(**LARGE), Path("a"))
+    assert not drawn[0].axes[0].texts
+
+
+def test_classes_that_are_numbers_are_named_as_classes(drawn: list[Any]) -> None:
+    found = token_maps(**SMALL)
+    figures.token_strip_figure(replace(found, names=["0", "1", "cat", "7 b"]), Path("a"))
+    figures.token_experts_figure(found, 2, Path("a"))
+    axes = drawn[0].axes[0]
+    assert ticks(axes.yaxis) == ["class 0", "class 1", "cat", "7 b"]
+    block = 2 * 64 + 2  # a noisy state, its map and the line between them
+    assert axes.get_yticks() == pytest.approx([(block - 1) / 2 + n * (block + 8) for n in range(4)])
+    assert any("took which patch: class 2" in text for text in texts(drawn[1]))
+    assert any("10 of 12 frames" in text for text in texts(drawn[0]))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -501,6 +582,16 @@ def test_bars_are_bits_and_marks_are_chance(drawn: list[Any]) -> None:
     assert [bar.get_height() for bar in levels.patches] == pytest.approx(found.level_information)
     marks = classes.collections[0].get_segments()
     assert [mark[0][1] for mark in marks] == pytest.approx(found.class_chance)
+    assert classes.get_ylim() == levels.get_ylim()
+    assert "chance" in classes.get_title(loc="left") and not levels.collections
+
+
+def test_information_of_rounding_alone_has_no_panel(drawn: list[Any]) -> None:
+    found = replace(expert_use(**SMALL), class_information=np.full(2, 9e-7))
+    figures.expert_information_figure(found, Path("a"))
+    (axes,) = drawn[0].axes
+    assert axes.get_title(loc="left") == "of expert and noise level"
+    assert not any("chance" in text for text in texts(drawn[0]))
 
 
 def test_few_layers_are_lines_and_many_a_heat_map(drawn: list[Any]) -> None:
@@ -519,6 +610,26 @@ def test_few_layers_are_lines_and_many_a_heat_map(drawn: list[Any]) -> None:
     assert np.array_equal(drawn[2].axes[1].images[0].get_array(), many.recall)
     assert drawn[2].axes[0].images[0].get_array().mask[0, 3]  # no rows, no precision
     assert drawn[3].axes[0].images[0].norm(many.nominal) == 0.5
+
+
+def test_shares_near_one_fill_the_axis_whose_lower_end_is_said(drawn: list[Any]) -> None:
+    found = predictor_check(**SMALL)
+    near = {"precision": 0.97 + 0.03 * found.precision, "recall": 0.97 + 0.03 * found.recall}
+    figures.predictor_quality_figure(replace(found, **near), Path("a"))
+    axes = drawn[0].axes[0]
+    assert axes.get_ylabel() == "share of rows, from 0.95"
+    assert 0.94 < axes.get_ylim()[0] < 0.95 and 1 < axes.get_ylim()[1] < 1.01
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_noise_levels_run_as_sampling_does(size: str, drawn: list[Any]) -> None:
+    found = predictor_check(**SIZES[size])
+    figures.predictor_quality_figure(found, Path("a"))
+    figures.realised_capacity_figure(found, Path("a"))
+    figures.calibration_figure(found, Path("a"))
+    for axes in (*drawn[0].axes[:2], drawn[1].axes[0], drawn[2].axes[0]):
+        assert axes.xaxis_inverted()
+        assert axes.get_xlabel() == "noise level, 1 = pure noise, 0 = data"
 
 
 def test_reliability_shows_what_is_known(drawn: list[Any]) -> None:
@@ -545,9 +656,32 @@ def test_thresholds_are_points_of_two_shapes(drawn: list[Any]) -> None:
 def test_variants_stand_beside_their_numbers(drawn: list[Any]) -> None:
     figures.batch_figure(batch_of_one(**SMALL), Path("a"))
     axes = drawn[0].axes[0]
-    assert ticks(axes.yaxis)[:2] == ["static\npool of 1 image", "static\npool of 64 images"]
+    rows = ["pool of 1 image", "pool of 64 images", "difference"]
+    assert ticks(axes.yaxis) == [f"{name}\n{row}" for name in ("static", "dynamic") for row in rows]
     beside = ticks(axes.child_axes[0].yaxis)
-    assert beside[2] == "capacity 0.934\nchange 0.000\nagreement 98.1%\nFrechet distance 12.345"
+    assert beside[3] == "capacity 0.934\nagreement 98.1%\nFrechet distance 12.345"
+    assert beside[2::3] == ["change 0.213 (rms)", "change 0.000 (rms)"]
+    said = " ".join(texts(drawn[0])).replace("\n", " ")
+    assert "static = pool selection, fixed top-K; dynamic = pool selection" in said
+    assert "none shown" in said  # the images are the same
+
+
+def test_differences_are_on_one_scale_and_one_pool_stands_alone(drawn: list[Any]) -> None:
+    one, many, other, more = batch_of_one(**SMALL).variants
+    dark = np.zeros_like(one.images)
+    variants = [replace(one, images=dark), replace(many, images=dark + 50)]
+    variants += [replace(other, images=dark), replace(more, images=dark + 10)]
+    variants += [replace(other, name="dynamic, token", batch=64, change=0.001)]
+    figures.batch_figure(BatchOfOne(variants=variants, drawn=9), Path("a"))
+    axes = drawn[0].axes[0]
+    assert ticks(axes.yaxis)[-1] == "dynamic, token\nalone or in a batch"
+    assert ticks(axes.child_axes[0].yaxis)[-1].endswith("change 0.001 (rms)")
+    sheet = axes.images[0].get_array()
+    static, dynamic = (sheet[round(axes.get_yticks()[row]), 4] for row in (2, 5))
+    assert (static, dynamic) == (255, 51)
+    said = " ".join(texts(drawn[0])).replace("\n", " ")
+    assert "white = 0.39, the largest shown" in said
+    assert "dynamic, token = token selection, tracked thresholds" in said
 
 
 def test_points_of_a_sweep_stand_at_cost_and_quality(drawn: list[Any]) -> None:
@@ -561,7 +695,18 @@ def test_points_of_a_sweep_stand_at_cost_and_quality(drawn: list[Any]) -> None:
     assert loss.collections[0].get_offsets()[0].tolist() == [found[0].capacity, found[0].loss]
     assert by_capacity.get_xscale() == "linear"
     named = {text.get_text() for text in by_capacity.texts}
-    assert {"0.7", "γ 0.42", "γ 0.31", "tracked"} <= named
+    assert {"0.3", "0.5", "0.7", "0.85", "1", "1.2", "1.5", "2", "γ 0.42"} <= named
+    leaders = [text for text in by_capacity.texts if text.get_text() == "γ 0.42"]
+    assert all(text.arrow_patch is not None for text in leaders)
+    assert by_capacity.collections[-1].get_facecolor().size == 0  # around the star
+
+
+def test_times_of_one_batch_have_no_bars(drawn: list[Any]) -> None:
+    found = [replace(one, spread=float("nan")) for one in sweep_points(**SMALL)]
+    figures.sweep_figure(found, Path("a"))
+    said = " ".join(texts(drawn[0])).replace("\n", " ")
+    assert "times of one batch each" in said and "bars" not in said
+    assert not drawn[0].axes[1].containers
 
 
 def test_a_point_far_worse_than_the_others_does_not_set_the_scale(drawn: list[Any]) -> None:

@@ -32,7 +32,13 @@ def some(*shape: int) -> np.ndarray:
     return DRAWS.random(shape)
 
 
-STEPS = StepCapacity(level=some(3), mean=some(3), deviation=some(3), experts=some(3, 2, 4))
+STEPS = StepCapacity(
+    level=some(3),
+    mean=some(3),
+    deviation=some(3),
+    experts=some(3, 2, 4),
+    images=np.array([9, 7, 2]),
+)
 CLASSES = ClassCapacity(
     names=["a, b", 'c "d"'],
     images=np.array([2, 0]),
@@ -121,8 +127,9 @@ def test_a_line_stands_in_its_place() -> None:
     steps = rows_of(STEPS)["capacity_by_expert_and_step"]
     assert len(steps) == 24
     place = {"step": 2, "layer": 1, "expert": 3}
-    line = {"level": STEPS.level[2], **place, "capacity": STEPS.experts[2, 1, 3]}
+    line = {"level": STEPS.level[2], **place, "capacity_of_expert": STEPS.experts[2, 1, 3]}
     assert line in steps
+    assert rows_of(STEPS)["capacity_by_step"][1]["images"] == 7
     overlap = rows_of(EXPERTS)["expert_overlap"]
     assert {"layer": 1, "expert": 0, "other": 2, "overlap": EXPERTS.overlap[1, 0, 2]} in overlap
     assert rows_of(EXPERTS)["experts"][5]["dead"] == 1
@@ -140,12 +147,14 @@ def test_classes_have_their_names_and_no_thresholds_no_number() -> None:
     tables = rows_of(without)
     assert math.isnan(tables["capacity_by_class"][0]["above"])
     assert [math.isnan(line["value"]) for line in tables["class_stability"]] == [False, True, True]
+    nothing = rows_of(replace(without, stability=NAN))
+    assert list(nothing) == ["capacity_by_class"]
 
 
 def test_maps_name_the_expert_that_took_a_patch_most() -> None:
     tables = rows_of(MAPS)
     assert tables["map_images"][1] == {"image": 1, "label": 1, "name": "one"}
-    assert tables["map_frames"][2] == {"frame": 2, "step": 4, "level": 0.1}
+    assert tables["map_frames"][2] == {"frame": 2, "step_of_first_image": 4, "mean_level": 0.1}
     number = {"image": 1, "frame": 2, "token": 3, "experts": MAPS.number[1, 2, 3]}
     assert number in tables["experts_by_token"]
     most = tables["most_frequent_expert_by_token"]
@@ -154,6 +163,18 @@ def test_maps_name_the_expert_that_took_a_patch_most() -> None:
         own = MAPS.share[line["image"], line["layer"], :, line["token"]].tolist()
         assert line["share"] == max(own) == own[line["expert"]]
         assert line["all_experts"] == pytest.approx(sum(own))
+
+
+def test_a_patch_that_no_expert_took_names_none(tmp_path: Path) -> None:
+    share = MAPS.share.copy()
+    share[1, 0, :, 2] = 0
+    most = rows_of(replace(MAPS, share=share))["most_frequent_expert_by_token"]
+    none = [line for line in most if math.isnan(line["expert"])]
+    where = {"image": 1, "layer": 0, "token": 2}
+    assert [{name: line[name] for name in where} for line in none] == [where]
+    text = write_table(tmp_path / "table.csv", most).read_text().splitlines()
+    assert "1,0,2,,0.0,0.0" in text
+    assert all(type(line["expert"]) is int for line in most if line not in none)
 
 
 def test_costs_variants_and_sweeps_are_lines() -> None:
@@ -186,7 +207,13 @@ def test_numbers_survive_a_table(tmp_path: Path) -> None:
         found = [
             {name: float(value) for name, value in one.items()} for one in csv.DictReader(stream)
         ]
-    assert found == rows
+    assert all(one == pytest.approx(row, rel=1e-8) for one, row in zip(found, rows, strict=True))
+
+
+def test_rounding_is_not_written(tmp_path: Path) -> None:
+    rows = [{"a": 0.5499999999999999, "b": 12345678901.0, "c": 1 / 3, "d": 3, "e": 1e-12 / 7}]
+    text = write_table(tmp_path / "table.csv", rows).read_text()
+    assert text == "a,b,c,d,e\n0.55,12345678901.0,0.333333333,3,1.42857143e-13\n"
 
 
 def test_json_has_null_for_what_has_no_value(tmp_path: Path) -> None:

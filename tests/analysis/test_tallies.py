@@ -209,6 +209,7 @@ def test_steps_are_those_of_a_slow_count(whole: Whole) -> None:
     trace, slow = whole
     found, wanted = trace.step_capacity(), slow.by_step()
     assert found.mean == pytest.approx([sum(v) / len(v) for v in wanted.values()])
+    assert found.images.tolist() == [len(v) for v in wanted.values()]
     assert found.deviation == pytest.approx([spread(v) for v in wanted.values()], nan_ok=True)
     levels, pairs, rows = defaultdict(list), Counter(), Counter()
     for seen in slow.images.values():

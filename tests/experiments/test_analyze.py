@@ -52,7 +52,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(**changes: Any) -> SamplingConfig:
-    return replace(run_config().sampling, **changes)
+    return replace(run_config().sampling.undecided(), **{"policy": None, **changes})
 
 
 def stems(folder: Path, kind: str) -> set[str]:
@@ -207,10 +207,10 @@ def test_a_folder_that_holds_other_things_is_refused(runs: Any, tmp_path: Path) 
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(StorageError, match=r"thesis\.tex is none of the results"):
+    with pytest.raises(StorageError, match=r"thesis\.tex was not written here before"):
         analyzed(runs(), out)
     (out / "analysis.json").write_text(json.dumps({"files": "thesis.tex"}))
-    with pytest.raises(StorageError, match="is none of the results"):
+    with pytest.raises(StorageError, match="was not written here before"):
         analyzed(runs(), out)
     assert (out / "thesis.tex").read_text() == "years of work"
 
@@ -222,7 +222,7 @@ def test_results_with_a_file_of_the_users_among_them_are_kept(runs: Any, tmp_pat
     analyzed(runs(), out)
     (out / "figures").mkdir()
     (out / "figures" / "notes.txt").write_text("seen")
-    with pytest.raises(StorageError, match=r"figures/notes\.txt"):
+    with pytest.raises(StorageError, match="figures was not written here before"):
         analyzed(runs(), out)
 
 
@@ -241,6 +241,22 @@ def test_a_failure_leaves_the_results_of_before(
     with pytest.raises(StorageError):
         analyzed(runs(), out)
     assert (out / "analysis.json").read_text() == before and not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_file_that_appears_meanwhile_is_kept(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "analysis"
+    analyzed(runs(), out)
+
+    def busy(*_: Any, **__: Any) -> None:
+        (out / "notes.txt").write_text("seen")
+
+    monkeypatch.setattr("diffmoe.experiments.analysis.run.write_report", busy)
+    with pytest.raises(StorageError, match=r"notes\.txt"):
+        analyzed(runs(), out)
+    assert (out / "notes.txt").read_text() == "seen" and (out / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a model costs, how fast it is, and what a pool of one image does to it."""
 
 import math
+import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -49,8 +50,8 @@ def test_variants_are_what_a_user_would_draw() -> None:
     found = compared(run)
     assert found.drawn == 16
     names = [(variant.name, variant.batch) for variant in found.variants]
-    kinds = ("static", "dynamic", "dynamic, token")
-    assert names == [(kind, batch) for kind in kinds for batch in (1, 8)]
+    pairs = [(kind, batch) for kind in ("static", "dynamic") for batch in (1, 8)]
+    assert names == [*pairs, ("dynamic, token", 8)]
     for variant in found.variants:
         policy = "static" if variant.name == "static" else "ema"
         selection = "token" if variant.name.endswith("token") else "pool"
@@ -69,12 +70,28 @@ def test_variants_are_what_a_user_would_draw() -> None:
 
 def test_change_is_the_distance_between_the_sizes_of_the_pool() -> None:
     found = compared(run_of(), shown=16).variants
-    for one, several in zip(found[::2], found[1::2], strict=True):
+    for one, several in zip(found[:4:2], found[1:4:2], strict=True):
         assert one.change == several.change
         difference = (one.images.astype(float) - several.images) / 127.5
         assert one.change == pytest.approx(math.sqrt((difference**2).mean()))
     assert found[0].change > 0 and found[4].change == 0
     assert found[0].capacity == found[1].capacity == 1
+
+
+def test_images_that_know_no_pool_are_drawn_alone_to_see_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A token selection that did look at its batch would be found out."""
+    run, batches = run_of(), []
+
+    def spoilt(*args: Any, settings: SamplingConfig, **more: Any) -> Any:
+        batches.append(settings.batch)
+        return generate(*args, settings=settings, **more) + 0.5 * (settings.batch == 1)
+
+    assert compared(run).variants[4].change == 0
+    monkeypatch.setattr(sys.modules[batch_of_one.__module__], "generate", spoilt)
+    assert compared(run).variants[4].change > 0.1
+    assert batches[-2:] == [8, 1]
 
 
 def test_samples_of_a_trained_run_are_scored(tmp_path: Path) -> None:
@@ -102,21 +119,21 @@ FLOW = [
 def test_whatever_was_asked_for_the_variants_can_be_drawn(changes: dict[str, Any]) -> None:
     settings = SamplingConfig(**{"steps": 2, "batch": 4, **changes})
     found = compared(run_of(), settings, count=4, many=4)
-    assert len(found.variants) == 6 and found.drawn == 4
+    assert len(found.variants) == 5 and found.drawn == 4
 
 
 @pytest.mark.parametrize("changes", [{}, {"sampler": "ddim", "eta": 0.5}], ids=str)
 def test_ddpm_has_the_same_variants(changes: dict[str, Any]) -> None:
     run = run_of(objective="ddpm")
     found = compared(run, replace(run.config.sampling, **changes), count=4, many=2)
-    assert len(found.variants) == 6 and found.variants[4].change == 0
+    assert len(found.variants) == 5 and found.variants[4].change == 0
 
 
 def test_an_image_too_small_for_its_experts_is_left_out() -> None:
     run = run_of(model__router=batch_pool(20))  # 16 tokens an image
     found = compared(run, count=4, many=4).variants
     assert [(v.name, v.batch) for v in found[:2]] == [("static", 4), ("dynamic", 1)]
-    assert math.isnan(found[0].change) and len(found) == 5
+    assert math.isnan(found[0].change) and len(found) == 4
 
 
 def test_thresholds_never_measured_are_left_out() -> None:
@@ -172,7 +189,7 @@ def test_pools_follow_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_target_is_timed_at_its_thresholds() -> None:
     run = run_of()
-    settings, thresholds = replace(run.config.sampling, capacity=0.7), torch.full((1, 4), 0.3)
+    settings, thresholds = run.config.sampling.at(capacity=0.7), torch.full((1, 4), 0.3)
     assert seconds_per_image(run, settings, [2], rounds=1, thresholds=thresholds)[2] > 0
     with pytest.raises(ConfigError, match="policy target needs thresholds"):
         seconds_per_image(run, settings, [2], rounds=1)

@@ -21,7 +21,7 @@ from diffmoe.errors import ConfigError, StorageError
 from diffmoe.experiments.pareto import CAPACITIES, Sweep, rounds, sweep
 from diffmoe.experiments.pareto import loss as loss_module
 from diffmoe.experiments.pareto import run as run_module
-from diffmoe.experiments.pareto.interval import search_gamma
+from diffmoe.experiments.pareto.interval import Found, search_gamma
 from diffmoe.experiments.pareto.loss import DenoisingLoss, denoising_loss
 from diffmoe.experiments.pareto.points import asked_points
 from diffmoe.experiments.pareto.rounds import Taken, draw_in_rounds
@@ -65,7 +65,7 @@ def test_every_setting_is_a_point(found: Sweep) -> None:
     assert [point.kind for point in found.points[5:]] == ["search"]
     assert found.points[5].setting == found.found
     for point in found.points:
-        assert point.seconds > 0 and point.spread >= 0
+        assert point.seconds > 0 and math.isnan(point.spread)  # of one batch
         assert point.loss is not None and point.frechet is not None
         assert point.agreement is not None
 
@@ -85,8 +85,10 @@ def test_page_table_and_record_agree(found: Sweep) -> None:
     page = found.page.read_text()
     for point, line, kept in zip(found.points, table, record["points"], strict=True):
         assert line["name"] == kept["name"] == point.name
-        assert float(line["capacity"]) == kept["capacity"] == point.capacity
-        assert float(line["loss"]) == kept["loss"] == point.loss
+        assert kept["capacity"] == point.capacity and kept["loss"] == point.loss
+        assert float(line["capacity"]) == pytest.approx(point.capacity, rel=1e-8)
+        assert float(line["loss"]) == pytest.approx(point.loss, rel=1e-8)
+        assert line["spread"] == "" and kept["spread"] is None
         assert f"<td>{point.capacity:.3f}</td>" in page
         assert any(point.name in said and f"{point.loss:.5f}" in said for said in found.lines())
     assert record["search"]["gamma"] == found.found and record["search"]["steps"]
@@ -116,13 +118,26 @@ def test_every_selection_has_a_dial(selection: str, trained: Path, tmp_path: Pat
     ],
     ids=["gamma", "capacity", "static"],
 )
-def test_the_policy_of_the_settings_counts_for_nothing(own: dict[str, Any]) -> None:
+def test_the_policy_of_a_run_counts_for_nothing(own: dict[str, Any]) -> None:
     config = run_config()
-    settings = replace(config.sampling, **own)
+    settings = SamplingConfig(steps=2, batch=8, **own)
+    config = replace(config, sampling=settings)
     points = asked_points(config, settings, [1, 1.0], [0.5, 0.5])
     assert [p.settings.policy for p in points] == ["ema", "target", "constant"]
     assert points[1].settings.capacity_level == own.get("capacity_level", "global")
     assert {p.settings.selection for p in points} == {settings.selection}
+    free = SamplingConfig(steps=2, batch=8)
+    assert len(asked_points(config, free, [1], [])) == 2  # leaves the dial alone
+
+
+@pytest.mark.parametrize("level", ["global", "layer", "expert"])
+def test_targets_have_the_level_asked_for(level: Any) -> None:
+    config = run_config()
+    config = replace(config, sampling=config.sampling.at(capacity=0.7, capacity_level="layer"))
+    points = asked_points(config, config.sampling, [1], [0.5], level)
+    assert [p.settings.capacity_level for p in points] == ["global", level, "global"]
+    (target,) = asked_points(config, config.sampling, [1], [])[1:]
+    assert target.settings.capacity_level == "layer"
 
 
 def test_usual_capacities_are_those_the_model_can_have() -> None:
@@ -152,6 +167,57 @@ def test_rounds_draw_what_one_call_draws(trained: Path) -> None:
         shown = ((whole.clamp(-1, 1) + 1) * 127.5).round()
         assert (one.images - shown).abs().max() <= 1
         assert len(one.times.rounds) == 1  # of the whole batch; the last one is smaller
+        assert math.isnan(one.spread)
+
+
+def test_a_page_says_what_one_batch_and_few_samples_do_not_tell(found: Sweep) -> None:
+    page = found.page.read_text()
+    assert "one batch each: times are not compared; decoding left out" in page
+    assert "median over batches" not in page
+    assert "below the noise of 12 samples mean little" in page
+    assert "(of the model on average)" in page and record_of(found)["level"] == "global"
+    threads = torch.get_num_threads()
+    assert f"cpu, {threads} thread{'s' * (threads > 1)}<" in page
+    table = found.lines()[:-1]
+    column = table[0].index("spread")
+    assert {line[column : column + 6].strip() for line in table[1:]} == {"-"}
+
+
+def test_times_of_several_batches_are_compared(trained: Path, tmp_path: Path) -> None:
+    few = {"capacities": [0.5], "gammas": [], "search": False, "count": 4, "progress": False}
+    settings = SamplingConfig(steps=2, batch=2)
+    made = sweep(trained, settings=settings, level="layer", out=tmp_path / "out", **few)
+    assert all(point.spread >= 0 for point in made.points)
+    page = made.page.read_text()
+    assert "median over batches; decoding left out" in page and "(of each layer)" in page
+    assert record_of(made)["level"] == "layer"
+
+
+def test_a_threshold_that_was_asked_for_and_found_is_drawn_once(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [{"gamma": 0.3, "capacity": 0.9}, {"gamma": 0.3, "loss": 1.0}]
+    chosen = Found(0.3, "least loss of 1 threshold, at the budget", steps)
+    monkeypatch.setattr(run_module, "search_gamma", lambda *_: chosen)
+    drawn: list[str] = []
+
+    def watched(run: Any, points: Any, *asked: Any, **more: Any) -> Any:
+        drawn.extend(point.name for point in points)
+        return draw_in_rounds(run, points, *asked, **more)
+
+    monkeypatch.setattr(run_module, "draw_in_rounds", watched)
+    few = {"capacities": [], "gammas": [0.3], "count": 4, "progress": False}
+    made = sweep(trained, out=tmp_path / "out", **few)
+    assert drawn == ["tracked", "gamma 0.3"]
+    assert [point.kind for point in made.points] == ["ema", "constant", "search"]
+    own, marked = (vars(point) for point in made.points[1:])
+    assert {n: v for n, v in marked.items() if n not in ("kind", "spread")} == {
+        n: v for n, v in own.items() if n not in ("kind", "spread")
+    }
+    page = made.page.read_text()
+    assert "2 settings of the compute dial" in page and "measured at 1 threshold," in page
+    assert "at the budget&#34; is the smallest of them" in page
+    assert sum("gamma 0.3" in line for line in made.lines()) == 2
 
 
 # --- the loss ------------------------------------------------------------------------------------
@@ -273,6 +339,8 @@ def test_a_search_without_a_feasible_threshold_says_so() -> None:
 def test_a_search_without_a_loss_takes_the_smallest() -> None:
     found = search_gamma(falling, None)
     assert 0.995 <= falling(found.gamma) <= 1
+    late = search_gamma(lambda gamma: 50 * (1 - gamma), lambda gamma: gamma)
+    assert late.gamma > 0.95 and late.reason.endswith("least loss of 1 threshold, at the budget")
     assert "the loss is not known" in found.reason
 
 
@@ -305,6 +373,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"capacities": [4.5]}, r"sampling\.capacity 4\.5 is not in \(0, 4\]"),
         ({"gammas": [1.0]}, r"sampling\.gamma 1\.0 is not in \[0, 1\)"),
         ({"gammas": [-0.1]}, r"sampling\.gamma -0\.1 is not in \[0, 1\)"),
+        ({"capacities": [], "level": "layer"}, "level layer would change nothing: no capacity"),
         ({"count": 1}, "count 1 is too few"),
         ({"first_seed": -1}, "seed -1 is out of range"),
     ],
@@ -315,6 +384,41 @@ def test_settings_that_there_are_not_are_refused(
     with pytest.raises(ConfigError, match=named):
         sweep(trained, out=tmp_path / "out", progress=False, **asked)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (
+            {"capacity": 0.5},
+            r"sampling\.capacity 0\.5 would change nothing: a sweep sets capacities itself — use"
+            r" --capacities 0\.5",
+        ),
+        ({"gamma": 0.5}, r"sampling\.gamma 0\.5 .* sets gammas itself — use --gammas 0\.5"),
+        ({"selection": "pool", "policy": "static"}, r"policy static .* itself — leave it out"),
+    ],
+    ids=["capacity", "gamma", "policy"],
+)
+def test_a_place_on_the_dial_is_refused(
+    own: dict[str, Any], told: str, trained: Path, tmp_path: Path, undrawn: None
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sweep(trained, settings=SamplingConfig(**own), out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_beyond_memory_are_refused_where_they_are_scored(
+    trained: Path, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_MOST_BYTES", 4 * 64 * 10)  # 4 settings, 8 x 8 pixels
+    asked = {"capacities": [1.0], "gammas": [0.5], "out": tmp_path / "out", "progress": False}
+    with pytest.raises(ConfigError, match=r"count 11 is too many: .* 4 settings.* use 10 or fewer"):
+        sweep(trained, count=11, **asked)
+    for count, unscored in ((10, ""), (11, "no pictures")):
+        reference = replace(Reference.of(run_config()), unscored=unscored)
+        monkeypatch.setattr(run_module, "_reference", lambda *_, r=reference: r)
+        with pytest.raises(AssertionError, match="minutes of work"):
+            sweep(trained, count=count, **asked)
 
 
 def test_a_selection_of_fixed_capacity_is_refused(trained: Path, undrawn: None) -> None:
@@ -348,7 +452,7 @@ def test_nothing_but_a_sweep_is_replaced(found: Sweep, trained: Path, tmp_path: 
         made = sweep(trained, out=out, first_seed=first, **few)
         assert record_of(made)["stamp"]["seeds"][0] == first
     (out / "figures" / "thesis.txt").write_text("years of work")
-    with pytest.raises(StorageError, match=r"^figures/thesis\.txt is none of the results"):
+    with pytest.raises(StorageError, match=r"^figures/thesis\.txt .* would be lost"):
         sweep(trained, out=out, **few)
     with pytest.raises(StorageError, match="would be lost"):
         sweep(trained, out=trained, **few)

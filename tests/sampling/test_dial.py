@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import diffmoe.sampling.demand as demand_module
 import tiny
 import trained
 from diffmoe.checkpoint import LoadedRun, RunFolder
@@ -19,6 +20,7 @@ from diffmoe.errors import ConfigError, StorageError
 from diffmoe.model import DiT
 from diffmoe.sampling import Demand, Moment, balanced_labels, calibrate, find_thresholds, generate
 
+histogram = demand_module._histogram
 LEVELS = ("global", "layer", "expert")
 EXPERTS = 4
 
@@ -130,10 +132,11 @@ def test_each_level_has_its_average(level: Any, capacity: float) -> None:
     run = trained.config(capacity=capacity, capacity_level=level)
     model = trained.network(run)
     found = find_thresholds(model, run, run.sampling)
+    assert abs(found.realised / capacity - 1) <= 0.02
     _, share = drawn(model, run, 400, thresholds=found.thresholds)
-    assert abs(average(share) / capacity - 1) <= 0.02
+    assert abs(average(share) / capacity - 1) <= 0.035  # these images vary much
     if level != "global":
-        assert (share.sum(dim=1) / capacity - 1).abs().max() <= 0.05  # these images vary much
+        assert (share.sum(dim=1) / capacity - 1).abs().max() <= 0.08
     if level == "expert":
         assert (share * EXPERTS / capacity - 1).abs().max() <= 0.15
 
@@ -200,6 +203,13 @@ def test_what_cannot_be_reached_is_told(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.WARNING, logger="diffmoe"):
         found = find_thresholds(model, run, run.sampling)
     assert found.realised in (0.0, 0.5) and "capacity 0.3 asked for" in caplog.text
+
+
+def test_infinite_scores_are_counted_at_their_end() -> None:
+    """A softmax that is 1, or 0, in float32 has an infinite logit."""
+    scores = torch.tensor([[math.inf], [-math.inf], [100.0], [math.nan], [0.0]])
+    counts = histogram(scores, torch.tensor([0.5]))[0]
+    assert counts[-1] == 2 and counts[0] == 2 and counts.sum() == 5
 
 
 def test_no_capacity_no_calibration() -> None:
@@ -304,6 +314,7 @@ def test_the_batch_matters_to_a_pool_alone(run: LoadedRun, searches: list) -> No
         lambda text: text.replace("0.", "NaN, 0.", 1),
         lambda text: json.dumps({**json.loads(text), "version": 99}),
         lambda text: json.dumps({**json.loads(text), "thresholds": [[None] * 4] * 2}),
+        lambda text: json.dumps({**json.loads(text), "thresholds": [[0.5]]}),
         lambda text: json.dumps({**json.loads(text), "for": {}}),
     ],
 )

@@ -89,8 +89,10 @@ def test_a_constant_or_a_capacity_says_which_policy_is_meant() -> None:
     [
         ({"selection": "pool", "policy": "static", "gamma": 0.5}, "gamma 0.5 does not go with"),
         ({"policy": "target"}, "capacity None does not go with"),
-        ({"policy": "target", "capacity": 0.7, "gamma": 0.5}, "gamma 0.5 does not go with"),
-        ({"gamma": 0.5, "capacity": 0.7}, "capacity 0.7 does not go with"),
+        ({"policy": "target", "capacity": 0.7, "gamma": 0.5}, "are two ways to say how much"),
+        ({"gamma": 0.5, "capacity": 0.7}, r"gamma 0.5 and sampling\.capacity 0.7 are two ways"),
+        ({"policy": "ema", "gamma": 0.5}, "gamma 0.5 does not go with sampling.policy ema"),
+        ({"policy": "ema", "capacity": 0.7}, "capacity 0.7 does not go with sampling.policy ema"),
         ({"capacity": 0.0}, "capacity 0.0 is not in"),
         ({"capacity": float("nan")}, "capacity nan is not in"),
         ({"capacity": float("inf")}, "capacity inf is not in"),
@@ -104,6 +106,20 @@ def test_what_contradicts_the_policy_is_refused(bad: dict[str, Any], named: str)
         SamplingConfig(**bad)
 
 
+def test_a_place_on_the_dial_can_be_left_for_any_other() -> None:
+    """Whatever a run's own settings say; the rest of them stays."""
+    runs = [
+        SamplingConfig(steps=7, **own)
+        for own in ({}, {"gamma": 0.4}, {"capacity": 0.5, "capacity_level": "layer"})
+    ]
+    for own in runs:
+        assert own.at() == SamplingConfig(steps=7)
+        assert own.at(gamma=0.3) == SamplingConfig(steps=7, gamma=0.3)
+        assert own.at(capacity=0.7).policy == "target"
+        assert own.at(policy="ema").gamma is None
+        assert own.undecided().policy is None
+
+
 def test_no_more_than_every_expert_can_be_asked_for() -> None:
     assert trained.config(capacity=4.0).sampling.policy == "target"
     with pytest.raises(ConfigError, match=r"sampling\.capacity 4\.5 is not in \(0, 4\]"):
@@ -112,7 +128,7 @@ def test_no_more_than_every_expert_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("router", ["dense", "token_choice", "expert_choice"])
 def test_a_router_of_fixed_capacity_has_no_dial(router: str) -> None:
-    with pytest.raises(ConfigError, match=r"policy target would change nothing: the router is"):
+    with pytest.raises(ConfigError, match=r"capacity 0\.7 would change nothing: the router is"):
         trained.config(tiny.ROUTERS[router], capacity=0.7)
 
 

@@ -33,6 +33,7 @@ class StepCapacity:
     mean: Float[np.ndarray, "steps"]  # over images
     deviation: Float[np.ndarray, "steps"]  # between images, one standard deviation
     experts: Float[np.ndarray, "steps L E"]  # capacity of each expert, E K_e / S
+    images: Int[np.ndarray, "steps"]  # that took the step: an adaptive solver's paths differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,16 @@ class ClassCapacity:
     stability: float  # rank correlation (Spearman) of `selected` between halves of the draws
     stability_above: float | None  # the same of `above`
     agreement: float | None  # rank correlation between the two definitions
+
+    @property
+    def leading(self) -> Float[np.ndarray, "classes"]:
+        """What classes are ordered by: `selected`, or `above` where a cap levels the former."""
+        seen = self.images > 0
+        if self.above is None or not seen.any():
+            return self.selected
+        if np.ptp(self.selected[seen]) > 0.2 * np.ptp(self.above[seen]):
+            return self.selected
+        return self.above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +146,7 @@ class SweepPoint:
     setting: float | None  # the capacity or the gamma asked for; None for the tracked thresholds
     capacity: float  # realised C_avg
     seconds: float  # per image, median over batches
-    spread: float  # half the distance between the quartiles of `seconds`
+    spread: float  # half the distance between the quartiles of `seconds`; NaN = one batch
     loss: float | None  # denoising loss on training images; None = they are not at hand
     frechet: float | None  # Frechet distance to the training images; None = not scored
     agreement: float | None  # share of samples read as the class asked for; None = not scored

@@ -25,6 +25,7 @@ from diffmoe.checkpoint import write_file, write_text
 __all__ = ["rows_of", "sweep_rows", "write_json", "write_table"]
 
 _NAN = float("nan")
+_DIGITS = 9  # of numbers in a table
 
 
 def rows_of(finding: object) -> dict[str, Rows]:
@@ -59,8 +60,9 @@ def _named(**values: float | None) -> Rows:
 
 
 def _steps(found: StepCapacity) -> dict[str, Rows]:
-    curve = _cells(["step"], level=found.level, mean=found.mean, deviation=found.deviation)
-    experts = _cells(["step", "layer", "expert"], capacity=found.experts)
+    columns = {"level": found.level, "mean": found.mean, "deviation": found.deviation}
+    curve = _cells(["step"], **columns, images=found.images)
+    experts = _cells(["step", "layer", "expert"], capacity_of_expert=found.experts)
     return {
         "capacity_by_step": curve,
         "capacity_by_expert_and_step": [
@@ -70,6 +72,7 @@ def _steps(found: StepCapacity) -> dict[str, Rows]:
 
 
 def _classes(found: ClassCapacity) -> dict[str, Rows]:
+    """What each class took; how far to trust it only where some number tells."""
     above = np.full(len(found.images), _NAN) if found.above is None else found.above
     columns = {"images": found.images, "selected": found.selected, "error": found.error}
     lines = _cells(["class"], **columns, above=above)
@@ -78,16 +81,18 @@ def _classes(found: ClassCapacity) -> dict[str, Rows]:
         stability_above=found.stability_above,
         agreement=found.agreement,
     )
-    return {
-        "capacity_by_class": [
-            {"name": name, **line} for name, line in zip(found.names, lines, strict=True)
-        ],
-        "class_stability": alone,
-    }
+    classes: Rows = [{"name": name, **line} for name, line in zip(found.names, lines, strict=True)]
+    tables = {"capacity_by_class": classes, "class_stability": alone}
+    unknown = all(_is_nan(line["value"]) for line in alone)
+    return {"capacity_by_class": classes} if unknown else tables
 
 
 def _maps(found: TokenMaps) -> dict[str, Rows]:
-    """Experts of each patch by frame, and the one that took it most; a trace holds all of them."""
+    """Experts of each patch by frame, and the one that took it most; a trace holds all of them.
+
+    No expert is named for a patch that none took. Images that an adaptive solver draws reach a
+    frame at steps of their own: columns say whose step it is, and that the level is a mean.
+    """
     number = _cells(["image", "frame", "token"], experts=found.number)
     most = _cells(
         ["image", "layer", "token"],
@@ -95,7 +100,8 @@ def _maps(found: TokenMaps) -> dict[str, Rows]:
         share=found.share.max(axis=2),
         all_experts=found.share.sum(axis=2),
     )
-    frames = _cells(["frame"], step=found.steps, level=found.level)
+    most = [line if line["share"] else line | {"expert": _NAN} for line in most]
+    frames = _cells(["frame"], step_of_first_image=found.steps, mean_level=found.level)
     images: Rows = [
         {"image": image, "label": label, "name": name}
         for image, (label, name) in enumerate(zip(found.labels, found.names, strict=True))
@@ -189,7 +195,8 @@ _TABLES: dict[type, Callable[[Any], dict[str, Rows]]] = {
 def write_table(path: Path, rows: Rows) -> Path:
     """Write a table as CSV, its columns those of the first line; NaN is an empty cell.
 
-    A table without lines is an empty file.
+    Numbers that are not whole have nine digits: more would tell of rounding. A table without lines
+    is an empty file.
     """
 
     def write(aside: Path) -> None:
@@ -204,7 +211,13 @@ def write_table(path: Path, rows: Rows) -> Path:
 
 
 def _cell(value: str | int | float) -> str | int | float:
-    return "" if isinstance(value, float) and math.isnan(value) else value
+    if not isinstance(value, float) or value.is_integer():
+        return value
+    return "" if math.isnan(value) else float(f"{value:.{_DIGITS}g}")
+
+
+def _is_nan(value: str | int | float) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -163,6 +163,7 @@ def _sweep(words: list[str]) -> None:
         name,
         capacities=command.capacities or None,
         gammas=command.gammas,
+        level=command.level,
         search=command.search,
         count=command.count,
         first_seed=command.seed,

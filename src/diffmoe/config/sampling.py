@@ -1,7 +1,7 @@
 """How images are drawn from a trained model; every field may change between two samplings."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from diffmoe.config.checks import check_at_least, check_positive, check_within
@@ -27,11 +27,11 @@ LEGAL_POLICIES: dict[str, tuple[str | None, ...]] = {
 # Fields that mean something only to a router that has several selections, only where a guided
 # branch is evaluated, only to the adaptive solver, only to ddim.
 SELECTING = (
+    "capacity",
+    "gamma",
+    "capacity_level",
     "selection",
     "policy",
-    "gamma",
-    "capacity",
-    "capacity_level",
     "pool_images",
     "guidance_pool",
     "max_capacity",
@@ -39,6 +39,8 @@ SELECTING = (
 _GUIDING = ("guidance_start", "guidance_end", "guided_channels")
 _ADAPTING = ("shared_step", "rtol", "atol")
 _SCATTERING = ("eta",)
+
+_POLICY_REMEDY = {"static": "only selection `pool` has a fixed top-K: use sampling.selection pool"}
 
 _MOST = 10**6  # steps, and images of a batch: more is a slip of the keyboard
 
@@ -55,7 +57,7 @@ class SamplingConfig:
     guidance_pool: Literal["separate", "joint"] = "separate"  # do the two branches share a pool
     guided_channels: int | None = None  # guide only the first channels; None = all
     selection: Selection = "token"  # which rows an expert takes; only `pool` sees batch mates
-    policy: Policy = "ema"  # how many: tracked thresholds, one constant, a fixed top-K, a target
+    policy: Policy | None = None  # how many an expert takes; None = what the next two say, else ema
     gamma: float | None = None  # one threshold for all: policy `constant`; None otherwise
     capacity: float | None = None  # average wanted, 1 = dense: policy `target`; None otherwise
     capacity_level: Level = "global"  # what has that average: the model, each layer, each expert
@@ -85,7 +87,7 @@ class SamplingConfig:
                 f" {self.guidance_start} are no interval",
                 remedy="times run from 1 (noise) to 0 (data): 0 <= end <= start <= 1",
             )
-        self._take_policy()
+        self._decide()
         self._check_policy()
         self._check_pool()
         self._check_idle()
@@ -98,11 +100,36 @@ class SamplingConfig:
                 other = f"the sampler is {self.sampler}"
                 refuse_idle(self, names, other, f"use sampling.sampler {sampler}")
 
-    def _take_policy(self) -> None:
+    def at(
+        self,
+        *,
+        policy: Policy | None = None,
+        gamma: float | None = None,
+        capacity: float | None = None,
+        capacity_level: Level = "global",
+    ) -> "SamplingConfig":
+        """The same settings elsewhere on the dial, whatever these say of it."""
+        return replace(
+            self, policy=policy, gamma=gamma, capacity=capacity, capacity_level=capacity_level
+        )
+
+    def undecided(self) -> "SamplingConfig":
+        """These settings as defaults for words that decide about the dial themselves."""
+        free = self.at()
+        object.__setattr__(free, "policy", None)
+        return free
+
+    def _decide(self) -> None:
         """A threshold or a capacity says by itself which policy is meant."""
-        for policy, value in (("constant", self.gamma), ("target", self.capacity)):
-            if value is not None and self.policy == "ema":
-                object.__setattr__(self, "policy", policy)
+        if self.gamma is not None and self.capacity is not None:
+            raise ConfigError(
+                f"sampling.gamma {self.gamma} and sampling.capacity {self.capacity} are two ways to"
+                " say how much",
+                remedy="leave one of them out",
+            )
+        if self.policy is None:
+            meant = "ema" if self.gamma is None else "constant"
+            object.__setattr__(self, "policy", meant if self.capacity is None else "target")
 
     def _check_policy(self) -> None:
         legal = LEGAL_POLICIES[self.selection]
@@ -113,7 +140,9 @@ class SamplingConfig:
         if self.policy not in legal:
             raise ConfigError(
                 f"sampling.policy {self.policy} does not go with selection {self.selection}",
-                remedy=f"use one of {', '.join(str(p) for p in legal)}",
+                remedy=_POLICY_REMEDY.get(
+                    self.policy or "", f"use one of {', '.join(map(str, legal))}"
+                ),
             )
         for name, policy, use in (
             ("gamma", "constant", "a gamma in [0, 1)"),
@@ -186,9 +215,14 @@ def refuse_idle(
     Results are stamped with the settings: a stamp may not name what had no effect.
     """
     for name in names:
-        value, default = getattr(settings, name), getattr(SamplingConfig, name)
-        if value != default:
+        value, default = getattr(settings, name), _DEFAULTS[name]
+        if value not in (default, None):
             raise ConfigError(
                 f"sampling.{name} {value} would change nothing: {because}",
-                remedy=f"leave it at {default}" + (f", or {instead}" if instead else ""),
+                remedy="leave it "
+                + ("out" if default is None else f"at {default}")
+                + (f", or {instead}" if instead else ""),
             )
+
+
+_DEFAULTS = {entry.name: entry.default for entry in fields(SamplingConfig)} | {"policy": "ema"}

@@ -20,6 +20,7 @@ from diffmoe.sampling import (
     check_request,
     decode,
     generate,
+    refuse_capture,
     stamp,
 )
 
@@ -53,6 +54,7 @@ class Drawing:
         settings: SamplingConfig,
         device: str,
         progress: bool = False,
+        capture: bool = False,
     ) -> "Drawing":
         """The run at `path`, its codec and the request, checked before the weights are read.
 
@@ -62,11 +64,13 @@ class Drawing:
         check_request(config, labels, seeds)
         _refuse_pictures(config)
         place = resolve_device(device)
+        if capture:
+            refuse_capture(place)
         run = load(path, weights=settings.weights, device=place)
         numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
         codec = build_codec(run.config.codec, place)
         found = calibrate(run, settings, progress=progress) if settings.capacity else None
-        return cls(run, codec, settings, *numbers, place, calibration=found)
+        return cls(run, codec, settings, *numbers, place, capture, found)
 
     @property
     def stamp(self) -> dict[str, Any]:

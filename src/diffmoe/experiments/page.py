@@ -74,8 +74,10 @@ def describe(run: LoadedRun) -> str:
     total = count_parameters(model).total / 1e6
     if not run.model.moe_layers:
         return f"A dense DiT, {total:.2f} M parameters"
+    kind = model.router.kind.replace("_", " ")
+    article = "An" if kind[0] in "aeiou" else "A"
     return (
-        f"A {model.router.kind.replace('_', ' ')} DiT with {model.router.num_experts} experts in"
+        f"{article} {kind} DiT with {model.router.num_experts} experts in"
         f" {len(run.model.moe_layers)} of {model.depth} layers, {total:.2f} M parameters"
     )
 

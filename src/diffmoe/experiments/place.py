@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffmoe.checkpoint import new_folder, write_text
@@ -21,7 +21,7 @@ def refuse_results(path: Path, record: str) -> None:
     foreign = _foreign(path, record)
     if foreign:
         raise StorageError(
-            f"{foreign} is none of the results that {record} lists, and would be lost",
+            f"{foreign} was not written here before and would be lost",
             where=str(path),
             remedy="choose another folder",
         )
@@ -34,12 +34,13 @@ def _foreign(path: Path, record: str) -> str:
     if not path.is_dir():
         return path.name if path.exists() or path.is_symlink() else ""
     listed = _listed(path / record)
-    found = (one.relative_to(path).as_posix() for one in sorted(path.rglob("*")) if _is_file(one))
-    return next((name for name in found if name not in listed), "")
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_symlink() or not path.is_dir()
+    folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
+    for one in sorted(path.rglob("*")):
+        name = one.relative_to(path).as_posix()
+        is_folder = one.is_dir() and not one.is_symlink()
+        if name not in (folders if is_folder else listed):
+            return name
+    return ""
 
 
 def _listed(record: Path) -> set[str]:
@@ -62,3 +63,4 @@ def results_folder(path: Path, record: str, facts: dict[str, Any]) -> Iterator[P
             one.relative_to(aside).as_posix() for one in aside.rglob("*") if one.is_file()
         )
         write_text(aside / record, json.dumps({**facts, "files": files}, indent=2, default=str))
+        refuse_results(path, record)  # minutes have passed

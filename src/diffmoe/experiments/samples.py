@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -40,8 +39,7 @@ def sample(
     """
     if out is not None:
         refuse_place(out)
-    prepared = Drawing.prepare(path, labels, seeds, settings, device, progress)
-    drawing = replace(prepared, capture=capture)
+    drawing = Drawing.prepare(path, labels, seeds, settings, device, progress, capture)
     target = out or drawing.run.folder.samples / _name(drawing)
     refuse_place(target)
     images, facts = _drawn(drawing, progress)
@@ -50,20 +48,17 @@ def sample(
 
 
 def _drawn(drawing: Drawing, progress: bool) -> tuple[Tensor, dict[str, float]]:
-    """The images, and what a cap left out of them or what a capacity that was asked for became."""
+    """The images, and what they cost: their capacity, and what a cap left out."""
     settings = drawing.settings
-    if settings.max_capacity is None and settings.capacity is None:
-        return drawing.images(progress=progress), {}
+    if not drawing.run.model.moe_layers or drawing.capture:
+        return drawing.images(progress=progress), {}  # to look on would keep every record
     trace = CapacityTrace.empty(drawing.run.config, settings.steps)
     images = drawing.images(callback=trace, progress=progress)
-    facts = {}
-    if settings.capacity is not None:
-        facts["capacity"] = trace.average
-        _LOG.info(
-            "capacity %.3f in these images, %g asked for over all classes",
-            trace.average,
-            settings.capacity,
-        )
+    asked = (
+        "" if settings.capacity is None else f", {settings.capacity:g} asked for over all classes"
+    )
+    _LOG.info("capacity %.3f in these images%s", trace.average, asked)
+    facts = {"capacity": trace.average}
     if settings.max_capacity is not None:
         facts["dropped"] = trace.dropped_share
         share = 100 * trace.dropped_share

@@ -3,7 +3,14 @@
 from diffmoe.sampling.capture import Captured
 from diffmoe.sampling.demand import Demand
 from diffmoe.sampling.dial import calibrate
-from diffmoe.sampling.generate import Moment, balanced_labels, check_request, decode, generate
+from diffmoe.sampling.generate import (
+    Moment,
+    balanced_labels,
+    check_request,
+    decode,
+    generate,
+    refuse_capture,
+)
 from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.output import (
     contact_sheet,
@@ -35,6 +42,7 @@ __all__ = [
     "find_thresholds",
     "generate",
     "guided",
+    "refuse_capture",
     "refuse_place",
     "refuse_unmovable",
     "refuse_unwritable",

@@ -39,11 +39,20 @@ class Demand:
         self.taken = torch.zeros_like(self.wanted)
         self.rows = 0
 
+    def knows(self, routing: tuple[Routing, ...]) -> bool:
+        """Whether the routers tell what there is to count; one of a user's own need not."""
+        pairs = zip(self._routers, routing, strict=True)
+        return all(r.wanted is not None and own.scores(r) is not None for own, r in pairs)
+
     def add(self, routing: tuple[Routing, ...]) -> None:
         """Count the rows of one evaluation, all branches."""
         for layer, (router, record) in enumerate(zip(self._routers, routing, strict=True)):
             scores = router.scores(record)
-            assert scores is not None and record.wanted is not None
+            if scores is None or record.wanted is None:
+                raise ConfigError(
+                    f"{type(router).__name__} does not tell which rows are above its thresholds",
+                    remedy="let its `scores` return logits and its records hold `wanted`",
+                )
             self.counts[layer] += _histogram(scores, self.tracked[layer])
             self.wanted[layer] += record.wanted.sum(dim=0).double().cpu()
             self.taken[layer] += record.count.double().cpu()
@@ -82,7 +91,8 @@ class Demand:
 def _histogram(scores: Float[Tensor, "S E"], tracked: Float[Tensor, "E"]) -> Int[Tensor, "E bins"]:
     """Rows in each bin of their score above the threshold's logit."""
     above = scores.float() - tracked.logit(_LEAST).to(scores.device, torch.float32)
-    place = ((above + _REACH) * (_BINS / (2 * _REACH))).long().clamp_(0, _BINS - 1)
+    inside = above.nan_to_num(-_REACH).clamp(-_REACH, _REACH)  # no integer stands for infinity
+    place = ((inside + _REACH) * (_BINS / (2 * _REACH))).long().clamp_(0, _BINS - 1)
     place += torch.arange(tracked.shape[0], device=scores.device) * _BINS
     return torch.bincount(place.flatten(), minlength=len(tracked) * _BINS).view(-1, _BINS).cpu()
 

@@ -12,13 +12,13 @@ import torch
 
 from diffmoe.checkpoint import LoadedRun, write_text
 from diffmoe.config import SamplingConfig
-from diffmoe.errors import StorageError
+from diffmoe.errors import ConfigError, StorageError
 from diffmoe.sampling.thresholds import Calibration, find_thresholds
 
 __all__ = ["calibrate"]
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 1  # of the file
+_VERSION = 2  # of the file, and of how thresholds are found
 
 
 def calibrate(run: LoadedRun, settings: SamplingConfig, *, progress: bool = False) -> Calibration:
@@ -27,9 +27,14 @@ def calibrate(run: LoadedRun, settings: SamplingConfig, *, progress: bool = Fals
     They are found by sampling where the folder has none for these weights and settings, and kept
     there. Raises ConfigError where no capacity is asked for, or thresholds were never measured.
     """
+    if settings.capacity is None:
+        raise ConfigError(
+            "no capacity is asked for",
+            remedy="say settings.at(capacity=0.7); 1 is a dense model's",
+        )
     key = _key(run, settings)
     place = run.folder.calibrations / _name(settings, key)
-    kept = _read(place, key)
+    kept = _read(place, key, (len(run.model.moe_layers), run.config.model.router.num_experts))
     if kept is not None:
         return kept
     found = find_thresholds(run.model, run.config, settings, progress=progress)
@@ -40,8 +45,8 @@ def calibrate(run: LoadedRun, settings: SamplingConfig, *, progress: bool = Fals
 def _key(run: LoadedRun, settings: SamplingConfig) -> dict[str, Any]:
     """What thresholds depend on: the weights, and all settings that change an image."""
     asked = asdict(settings)
-    if settings.selection != "pool":
-        del asked["batch"]
+    if settings.selection != "pool" and not settings.shared_step:
+        del asked["batch"]  # images know nothing of each other
     return {"weights_sha256": run.fingerprint, "step": run.step, "sampling": asked}
 
 
@@ -53,15 +58,15 @@ def _name(settings: SamplingConfig, key: dict[str, Any]) -> str:
     )
 
 
-def _read(place: Path, key: dict[str, Any]) -> Calibration | None:
+def _read(place: Path, key: dict[str, Any], shape: tuple[int, int]) -> Calibration | None:
     """The calibration in a file, None if there is none or it is damaged."""
     try:
         content = json.loads(place.read_text())
         if content["version"] != _VERSION or content["for"] != key:
             raise ValueError("it is of other weights or settings")
         thresholds = torch.tensor(content["thresholds"], dtype=torch.float64)
-        if thresholds.dim() != 2 or not thresholds.isfinite().all():
-            raise ValueError("its thresholds are no table of numbers")
+        if thresholds.shape != shape or not thresholds.isfinite().all():
+            raise ValueError("its thresholds are no table of numbers for this model")
         return Calibration(
             thresholds=thresholds,
             asked=float(content["asked"]),

@@ -21,7 +21,7 @@ from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.policy import sampling_plan
 from diffmoe.sampling.solvers import Evaluation, build_solver
 
-__all__ = ["Moment", "balanced_labels", "check_request", "decode", "generate"]
+__all__ = ["Moment", "balanced_labels", "check_request", "decode", "generate", "refuse_capture"]
 
 _MOST_IMAGES = 10**6  # of one call, which holds them all in memory
 
@@ -85,9 +85,14 @@ def _prepared(model: DiT, settings: SamplingConfig) -> DiT:
 
 
 def _recorded(model: DiT, keep_records: bool) -> Captured:
-    if model.positions.device.type != "cuda":
-        raise ConfigError("graphs are recorded on CUDA devices only", remedy="leave out capture")
+    refuse_capture(model.positions.device)
     return Captured(model, keep_records=keep_records)
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise ConfigError unless networks can be recorded on `device`."""
+    if device.type != "cuda":
+        raise ConfigError("graphs are recorded on CUDA devices only", remedy="leave out capture")
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ __all__ = ["Calibration", "find_thresholds"]
 
 _LOG = logging.getLogger(__name__)
 
-_IMAGES, _MOST_IMAGES = 128, 4096  # of a pass: at first, and after doublings
+_IMAGES, _MOST_IMAGES = 128, 8192  # of a pass: at first, and after doublings
 _MOST_PASSES, _WHOLE = 12, 5  # passes of so many images; the first of them take whole steps
 _SETTLED: dict[Level, float] = {"global": 0.0025, "layer": 0.005, "expert": 0.02}
 _HELD: dict[Level, float] = {"global": 0.006, "layer": 0.012, "expert": 0.04}  # by fresh images
@@ -52,25 +52,28 @@ def find_thresholds(
 ) -> Calibration:
     """Thresholds that make `settings` realise the capacity they ask for, over all classes.
 
-    Images are added until fresh ones agree within 0.6 % and their average is known to 0.75 %, up to
-    4,096. Raises ConfigError where no capacity is asked for, or the model's tracked thresholds were
-    never measured.
+    Fresh images, twice as many each time, correct them until the average is known to 0.75 % and
+    agrees as nearly as that lets one tell, or there are more than 4,096 of them. Raises ConfigError
+    where no capacity is asked for, or the model's tracked thresholds were never measured.
     """
     search = _Search(model, config, settings, progress)
     classes = config.model.num_classes
     count = _IMAGES if classes > _IMAGES else -(-_IMAGES // classes) * classes  # each as often
-    while True:
-        offset = search.settled(range(count))
-        fresh = search.counted(offset, range(count, 2 * count))
-        sure = search.spread / count**0.5 <= _SURE * search.asked
-        if (sure and search.error(fresh) <= _HELD[search.level]) or 2 * count > _MOST_IMAGES:
+    offset, first = search.settled(range(count)), count
+    while True:  # fresh images each time, so that their capacity is not what they were fitted to
+        fresh = search.counted(offset, range(first, first + count))
+        unsure = search.spread / count**0.5 / search.asked
+        near = search.error(fresh) <= max(_HELD[search.level], 2 * unsure)
+        if (near and unsure <= _SURE) or 2 * count > _MOST_IMAGES:
             break
+        first += count  # images seen so far; the newest count by their number
+        offset = _mean(offset, fresh.offset(search.level, search.asked), count / first)
         count *= 2
     realised = float(fresh.capacity("global"))
     error = search.spread / count**0.5
     if max(abs(realised - search.asked), 2 * error) > _PROMISED * search.asked:
-        said = "capacity %g asked for, fresh images had %.4g ± %.2g"
-        _LOG.warning(said, search.asked, realised, error)
+        said = "capacity %g asked for, %d fresh images had %.4g ± %.2g: images differ too much"
+        _LOG.warning(said, search.asked, count, realised, error)
     return Calibration(
         thresholds=fresh.thresholds(offset),
         asked=search.asked,
@@ -80,6 +83,12 @@ def find_thresholds(
         images=count,
         passes=search.passes,
     )
+
+
+def _mean(old: Tensor, new: Tensor, weight: float) -> Tensor:
+    """The weighted mean of two offsets; of infinity there is none."""
+    mixed = torch.lerp(old, new, weight)
+    return torch.where(old.isfinite() & new.isfinite(), mixed, new)
 
 
 class _Search:
@@ -114,6 +123,8 @@ class _Search:
             if error <= _SETTLED[self.level]:
                 break
             wanted = seen.offset(self.level, self.asked)
+            if torch.equal(wanted, offset):
+                break
             offset = wanted if number < _WHOLE else torch.lerp(offset, wanted, 0.5)
         self._offset = best[1]
         return self._offset

@@ -1,6 +1,5 @@
 """What figures share: axes apart from pyplot, text that fits, colours, tiles, files."""
 
-import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,13 @@ DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)))
 LETTER = 0.095  # inches that a letter of a name or a title takes at most
 STEP_LABEL = "sampling step, 0 = pure noise"
 CAPACITY_LABEL = "average capacity, 1 = dense"
-LEVEL_LABEL = "noise level, 0 = data"
+LEVEL_LABEL = "noise level, 1 = pure noise, 0 = data"
 
 _MOST_LETTERS = 32  # of a class's name
 _MOST_CELLS = 480  # cells of a heat map with their number in figures
 _MARKED = 60  # points of a line that are marked one by one
 _VARIES = 1e-6  # numbers that differ by less differ by rounding
 _SUFFIXES = (".png", ".svg")
-
-# Steps of a logarithmic axis within a decade, by how many decades it spans at most.
-_LOG_STEPS = {1.0: (1, 1.5, 2, 3, 4, 5, 6, 8), 2.5: (1, 2, 5), math.inf: (1,)}
 
 Axes = Any  # matplotlib is an extra: imported when a figure is made
 
@@ -75,7 +71,8 @@ def sheet(
 ) -> Any:
     """Dressed axes (rows, columns) of a new figure under one title that spans its width."""
     figure = _blank(width, height)
-    text = "\n".join(fitted(part, width, 10) for part in (title, subtitle) if part)
+    lines = [title, *subtitle.split("\n")]
+    text = "\n".join(fitted(line, width, 10) for line in lines if line)
     figure.suptitle(text, x=0.01, ha="left", fontsize="medium", parse_math=False)
     figure.get_layout_engine().set(wspace=0.06)
     panels = figure.subplots(rows, columns, squeeze=False, **grid)
@@ -85,14 +82,25 @@ def sheet(
 
 
 def fitted(text: str, inches: float, points: float) -> str:
-    """The text in lines that are no longer than so many inches in a font of so many points."""
+    """The text in lines no longer than so many inches in a font of so many points.
+
+    It takes as few lines as it can and lines of about one length: no word is left alone.
+    """
     letters = max(12, int(72 * (inches - 0.2) / (0.56 * points)))
-    return "\n".join(textwrap.wrap(text, letters))
+    lines = textwrap.wrap(text, letters)
+    while letters > 12 and len(fewer := textwrap.wrap(text, letters - 1)) == len(lines):
+        letters, lines = letters - 1, fewer
+    return "\n".join(lines)
 
 
 def shortened(name: str, letters: int = _MOST_LETTERS) -> str:
     """The name, its end left out where it is too long to stand beside a picture."""
     return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+def headed(name: str) -> str:
+    """The name of a class as it can stand alone: of a number, that it is a class."""
+    return f"class {name}" if name.strip().isdecimal() else name
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -105,9 +113,21 @@ def _print(figure: Any, path: Path) -> None:
     """Write a file that is the same whenever the figure is."""
     from matplotlib import rc_context
 
+    _settle(figure)
     facts = {"Date": None} if path.suffix == ".svg" else {}
     with rc_context({"svg.hashsalt": "diffmoe"}):
         figure.savefig(path, dpi=150, metadata=facts)
+
+
+def _settle(figure: Any) -> None:
+    """End the layout and round what it found.
+
+    Its solver differs in the last bit from call to call, and SVG names clip paths by a hash of all.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
 
 
 def publish(figure: Any, path: Path, command: str) -> list[Path]:
@@ -164,30 +184,6 @@ def layers_named(chosen: list[int], count: int) -> str:
     return f"MoE layers {listed(chosen)} of 0 to {count - 1}"
 
 
-def count_steps(axes: Axes) -> None:
-    """Ticks of the x axis at whole numbers."""
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-
-
-def number_ticks(axis: Any, count: int, most: int = 20) -> None:
-    """Ticks at the places 0, 1, ... of `count` things; of many every second, third ..."""
-    axis.set_ticks(range(0, count, -(-count // most)))
-
-
-def level_ticks(axes: Axes, level: Float[np.ndarray, "steps"]) -> None:
-    """An axis on top with the noise level of a few of the steps below."""
-    from matplotlib.ticker import FixedLocator
-
-    top = axes.secondary_xaxis("top", functions=(lambda x: x, lambda x: x))
-    places = spread_evenly(len(level), 6)
-    top.set_xticks(places, [f"{level[place]:.2f}" for place in places])
-    top.xaxis.set_minor_locator(FixedLocator([]))
-    top.set_xlabel("noise level, 1 = pure noise", fontsize="small", color=GREY)
-    top.tick_params(labelsize="small", colors=GREY)
-    top.spines[:].set_visible(False)
-
-
 def marker(points: int) -> dict[str, Any]:
     """The look of a line's points, which are marked while they are few."""
     return {"marker": "o", "markersize": 3.5} if points <= _MARKED else {}
@@ -197,26 +193,6 @@ def series(index: int) -> dict[str, Any]:
     """Colour, marker and dashes of one of a few lines."""
     look = index % len(COLOURS)
     return {"color": COLOURS[look], "marker": MARKERS[look], "linestyle": DASHES[look]}
-
-
-def name_ticks(axis: Any, places: Any, names: list[str]) -> None:
-    """Names as ticks; a $ in a name is a $."""
-    axis.set_ticks(places, names, parse_math=False)
-
-
-def logarithmic(axes: Axes, which: str, values: list[float]) -> None:
-    """A logarithmic axis, `x` or `y`, of positive values with a few plain numbers on it."""
-    low, high = min(values) / 1.1, max(values) * 1.1
-    decades = math.log10(high / low)
-    steps = next(steps for most, steps in _LOG_STEPS.items() if decades <= most)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**power for power in powers for step in steps]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    axes.set(**{f"{which}scale": "log"})
-    axes.minorticks_off()
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set(**{f"{which}lim": (low, high)})
 
 
 def bare(axes: Axes) -> None:
@@ -248,12 +224,22 @@ def heat_map(axes: Axes, values: Float[np.ndarray, "R C"], *, text: str = "", **
 
 
 def write_in_cell(
-    axes: Axes, picture: Any, place: tuple[int, int], text: str, value: float
+    axes: Axes,
+    picture: Any,
+    place: tuple[float, float],
+    text: str,
+    value: float,
+    points: float = 9,
 ) -> None:
     """A text over a cell, black or white, whichever can be read on the cell's colour."""
+    look = {"ha": "center", "va": "center", "fontsize": points}
+    axes.text(*place, text, color=legible(picture, value), **look)
+
+
+def legible(picture: Any, value: float) -> str:
+    """Black or white, whichever can be read on the colour of a value."""
     brightness = float(np.dot(picture.to_rgba(value)[:3], (0.299, 0.587, 0.114)))
-    colour = "black" if brightness > 0.5 else "white"
-    axes.text(*place, text, ha="center", va="center", color=colour, fontsize=9)
+    return "black" if brightness > 0.5 else "white"
 
 
 def colour_bar(figure: Any, picture: Any, label: str = "", **place: Any) -> Any:

@@ -16,13 +16,13 @@ from diffmoe.analysis.figures.canvas import (
     ORANGE,
     Axes,
     legend_below,
-    name_ticks,
     publish,
     sheet,
     shortened,
     show_tiles,
     varies,
 )
+from diffmoe.analysis.figures.ticks import name_ticks, top_ticks
 from diffmoe.analysis.findings import ClassCapacity
 
 __all__ = [
@@ -72,10 +72,13 @@ class ClassOrder:
 
 
 def draw_classes(axes: Axes, order: ClassOrder, capacity: list[float], names: list[str]) -> None:
-    """Points hung on the line of a dense model; blue costs more, orange less."""
-    axes.axvline(1.0, color=GREY, linewidth=1, linestyle="--")
-    colours = [BLUE if value >= 1 else ORANGE for value in capacity]
-    axes.hlines(order.places, 1.0, capacity, colors=colours, linewidth=1.5)
+    """Points hung on a dense model, or on their mean if that is far; blue costs more than it."""
+    base = _base(capacity)
+    axes.axvline(base, color=GREY, linewidth=1, linestyle="--")
+    if base != 1:
+        top_ticks(axes, [base], [f"mean {base:.2f}"])
+    colours = [BLUE if value >= base else ORANGE for value in capacity]
+    axes.hlines(order.places, base, capacity, colors=colours, linewidth=1.5)
     axes.scatter(capacity, order.places, c=colours, s=40, zorder=3)
     name_ticks(axes.yaxis, order.places, [shortened(names[label]) for label in order.classes])
     if order.seen > len(order.classes):
@@ -89,23 +92,44 @@ def draw_classes(axes: Axes, order: ClassOrder, capacity: list[float], names: li
     axes.invert_yaxis()
 
 
+def _base(capacity: list[float]) -> float:
+    """1, a dense model, or the mean where 1 is further from the classes than they are wide."""
+    low, high = min(capacity, default=1.0), max(capacity, default=1.0)
+    reach = high - low
+    return 1.0 if low - reach <= 1 <= high + reach else float(np.mean(capacity))
+
+
 def class_capacity_figure(found: ClassCapacity, path: Path, *, command: str = "") -> list[Path]:
     """Capacity of each class with its standard error; empty where classes do not differ."""
-    if not varies(found.selected):
+    if not varies(found.leading):
         return []
-    order = ClassOrder.of(found.selected)
-    capacity = found.selected[order.classes]
+    order = ClassOrder.of(found.leading)
+    capacity = found.leading[order.classes]
     high = order.height + 0.9
     axes = sheet(order.title, _subtitle(found), width=7.0, height=high)[0, 0]
-    axes.set(xlabel=CAPACITY_LABEL, ylabel="class")
-    error = np.nan_to_num(found.error[order.classes])
-    axes.errorbar(
-        capacity, order.places, xerr=error, fmt="none", ecolor="black", elinewidth=0.9, capsize=2.5
-    )
+    axes.set(xlabel=_label(found), ylabel="class")
+    error = _error(found)[order.classes]
+    if np.isfinite(error).any():
+        bars = {"fmt": "none", "ecolor": "black", "elinewidth": 0.9, "capsize": 2.5}
+        axes.errorbar(capacity, order.places, xerr=np.nan_to_num(error), **bars)
     draw_classes(axes, order, capacity.tolist(), found.names)
     if _differs(found):
         _draw_above(axes, found, order)
     return publish(axes.figure, path, command)
+
+
+def _is_levelled(found: ClassCapacity) -> bool:
+    """Whether a cap levels what experts took, so that rows above the threshold lead."""
+    return found.leading is not found.selected
+
+
+def _label(found: ClassCapacity) -> str:
+    return "rows above the threshold, 1 = dense" if _is_levelled(found) else CAPACITY_LABEL
+
+
+def _error(found: ClassCapacity) -> Float[np.ndarray, "classes"]:
+    """Standard errors of what is drawn; they are known of what experts took alone."""
+    return np.full_like(found.error, np.nan) if _is_levelled(found) else found.error
 
 
 def _draw_above(axes: Axes, found: ClassCapacity, order: ClassOrder) -> None:
@@ -120,35 +144,45 @@ def _draw_above(axes: Axes, found: ClassCapacity, order: ClassOrder) -> None:
 
 
 def _differs(found: ClassCapacity) -> bool:
-    """Whether there is a second definition of the capacity that gives other numbers."""
-    return found.above is not None and varies([0.0, *(found.above - found.selected)])
+    """Whether there is a second definition of the capacity to show, with other numbers."""
+    if found.above is None or _is_levelled(found):
+        return False
+    return varies([0.0, *(found.above - found.selected)])
 
 
 def _subtitle(found: ClassCapacity) -> str:
-    stability = _rank(found.stability)
-    if found.stability_above is not None and _differs(found):
-        stability += f" (above the threshold {_rank(found.stability_above)})"
-    parts = [f"bars: standard error; rank correlation between halves of the draws {stability}"]
-    if found.agreement is not None and _differs(found):
-        parts.append(f"between the two definitions {_rank(found.agreement)}")
-    return ", ".join(parts)
+    """What the marks are, and the rank correlations that are known."""
+    levelled = _is_levelled(found)
+    parts = ["a cap levels what experts took; order by rows above the threshold\n"] * levelled
+    parts += ["bars: standard error"] * bool(np.isfinite(_error(found)).any())
+    halves = [_rank("", found.stability_above if levelled else found.stability)]
+    if _differs(found):
+        halves.append(_rank("(above the threshold ", found.stability_above, ")"))
+    known = [half for half in halves if half]
+    if known:
+        parts.append("rank correlation of halves of the draws " + " ".join(known))
+    if _differs(found) and _rank("", found.agreement):
+        parts.append(_rank("of the definitions ", found.agreement))
+    return "; ".join(parts).replace("\n; ", "\n")
 
 
-def _rank(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "unknown"
+def _rank(what: str, value: float | None, after: str = "") -> str:
+    return f"{what}{value:.2f}{after}" if value is not None and np.isfinite(value) else ""
 
 
 def class_curve_figure(found: ClassCapacity, path: Path, *, command: str = "") -> list[Path]:
     """Capacities of all classes, sorted (Fig. 1d); empty unless they are too many for points."""
-    seen = np.flatnonzero(np.isfinite(found.selected))
-    if len(seen) <= MOST_CLASSES or not varies(found.selected):
+    leading = found.leading
+    seen = np.flatnonzero(np.isfinite(leading))
+    if len(seen) <= MOST_CLASSES or not varies(leading):
         return []
-    order = seen[np.argsort(-found.selected[seen], kind="stable")]
-    rank, capacity = np.arange(1, len(order) + 1), found.selected[order]
-    error = np.nan_to_num(found.error[order])
+    order = seen[np.argsort(-leading[seen], kind="stable")]
+    rank, capacity = np.arange(1, len(order) + 1), leading[order]
+    error = np.nan_to_num(_error(found)[order])
     axes = sheet(f"Compute of {len(order):,} classes, sorted", _subtitle(found))[0, 0]
-    axes.set(xlabel="class, the costliest first", ylabel=CAPACITY_LABEL)
-    axes.axhline(1.0, color=GREY, linewidth=1, linestyle="--")
+    axes.set(xlabel="class, the costliest first", ylabel=_label(found))
+    if _base(capacity.tolist()) == 1:
+        axes.axhline(1.0, color=GREY, linewidth=1, linestyle="--")
     if _differs(found) and found.above is not None:
         label = "rows above the threshold, in the same order"
         axes.plot(rank, found.above[order], ".", color=ORANGE, markersize=3, label=label)

@@ -13,12 +13,14 @@ from diffmoe.analysis.figures.canvas import (
     colour_bar,
     heat_map,
     layers_named,
-    number_ticks,
     publish,
     sheet,
     spread_evenly,
     varies,
     write_in_cell,
+)
+from diffmoe.analysis.figures.ticks import (
+    number_ticks,
 )
 from diffmoe.analysis.findings import ExpertUse
 
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _MOST_CELLS = 480  # experts with their share in figures
+_NONE = 1e-6  # overlaps and bits below are zero but for rounding
 
 
 def shares_size(share: Float[np.ndarray, "L E"]) -> tuple[float, float]:
@@ -79,7 +82,7 @@ def expert_overlap_figure(found: ExpertUse, path: Path, *, command: str = "") ->
     chosen = spread_evenly(layers, 3)
     overlap = found.overlap[chosen].copy()
     overlap[:, range(experts), range(experts)] = np.nan  # with itself it is 1
-    if not np.isfinite(overlap).any():
+    if np.nan_to_num(overlap).max(initial=0) < _NONE:
         return []
     each = max(2.3, 0.19 * experts + 0.7)
     panels = sheet(
@@ -109,22 +112,26 @@ def expert_information_figure(found: ExpertUse, path: Path, *, command: str = ""
         ("of expert and class", found.class_information, BLUE, found.class_chance),
         ("of expert and noise level", found.level_information, ORANGE, None),
     ]
-    parts = [part for part in parts if np.nan_to_num(part[1]).max(initial=0) > 0]
+    parts = [part for part in parts if np.nan_to_num(part[1]).max(initial=0) >= _NONE]
     if not parts:
         return []
     layers = len(found.share)
     panels = sheet(
         "What experts specialise in",
-        "mutual information by MoE layer; black marks: by chance, labels exchanged",
+        "mutual information by MoE layer",
         columns=len(parts),
         width=max(3.4, 0.3 * layers + 1.6) * len(parts),
-        height=3.6,
+        height=3.8,
+        sharey=True,
     )[0]
+    panels[0].set_ylabel("bits")
     for axes, (title, bits, colour, chance) in zip(panels, parts, strict=True):
         axes.bar(range(layers), np.nan_to_num(bits), width=0.6, color=colour)
         if chance is not None:
             axes.hlines(chance, np.arange(layers) - 0.4, np.arange(layers) + 0.4, colors="black")
-        axes.set(xlabel="MoE layer", ylabel="bits")
+            title += "\nblack: by chance, labels exchanged"
+        axes.set(xlabel="MoE layer")
+        axes.tick_params(labelleft=True)
         axes.set_title(title, loc="left", fontsize="medium")
         axes.grid(visible=False, axis="x")
         number_ticks(axes.xaxis, layers)

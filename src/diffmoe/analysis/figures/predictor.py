@@ -1,5 +1,7 @@
 """Figures of the capacity predictor against the top-K of training pools."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from diffmoe.analysis.figures.canvas import (
     heat_map,
     layers_named,
     legend_below,
-    number_ticks,
     publish,
     series,
     sheet,
     spread_evenly,
     varies,
+)
+from diffmoe.analysis.figures.ticks import (
+    number_ticks,
 )
 from diffmoe.analysis.findings import PredictorCheck
 
@@ -39,23 +43,26 @@ __all__ = [
 
 def predictor_quality_figure(found: PredictorCheck, path: Path, *, command: str = "") -> list[Path]:
     """Precision and recall of the tracked thresholds by noise level, for each layer."""
-    parts = {"precision": found.precision, "recall": found.recall}
+    parts = {
+        "precision\nof rows above the threshold, those in the top-K": found.precision,
+        "recall\nof rows in the top-K, those above the threshold": found.recall,
+    }
     if not any(np.isfinite(values).any() for values in parts.values()):
         return []
     title = "How well the predictor finds the top-K of a training pool"
-    subtitle = (
-        "precision: of rows above the tracked threshold, those in the top-K; recall: of rows in"
-        f" the top-K, those above the threshold; {found.images:,} images noised again"
-    )
-    high = _height(found.precision)
+    subtitle = f"{found.images:,} images noised again, thresholds as tracked in training"
+    high = _height(found.precision) + 0.2
+    low = _lower_end(parts.values())
     panels = sheet(title, subtitle, columns=2, sharey=True, width=8.6, height=high)[0]
     for axes, (name, values) in zip(panels, parts.items(), strict=True):
         axes.set_title(name, loc="left", fontsize="medium")
-        picture = _draw_levels(axes, values, found.level, cmap="cividis", vmin=0, vmax=1)
+        picture = _draw_levels(axes, values, found.level, cmap="cividis", vmin=low, vmax=1)
     panels[1].set_ylabel("")
+    label = f"share of rows, from {low:.2f}" if low else "share of rows"
     if picture is None:
-        panels[0].set(ylabel="share of rows", ylim=(-0.03, 1.03))
-    _finish(panels, picture, "share of rows")
+        margin = 0.04 * (1 - low)
+        panels[0].set(ylabel=label, ylim=(low - margin, 1 + margin))
+    _finish(panels, picture, label)
     return publish(panels[0].figure, path, command)
 
 
@@ -99,6 +106,12 @@ def calibration_figure(found: PredictorCheck, path: Path, *, command: str = "") 
     return publish(axes.figure, path, command)
 
 
+def _lower_end(values: Iterable[Float[np.ndarray, "L Q"]]) -> float:
+    """A twentieth below all shares: from 0 on, shares near 1 would be one flat line."""
+    least = min(float(np.nanmin(part, initial=1.0)) for part in values)
+    return max(0.0, math.floor(20 * (least - 0.01)) / 20)
+
+
 def _height(values: Float[np.ndarray, "L Q"]) -> float:
     return max(4.2, 0.22 * len(values) + 2.2)
 
@@ -114,7 +127,7 @@ def _draw_levels(
     middle = (edges[:-1] + edges[1:]) / 2
     for layer, line in enumerate(values):
         axes.plot(middle, line, label=f"MoE layer {layer}", markersize=5, **series(layer))
-    axes.set(xlabel=LEVEL_LABEL, xlim=(edges[0], edges[-1]))
+    axes.set(xlabel=LEVEL_LABEL, xlim=(edges[-1], edges[0]))  # as sampling goes
     return None
 
 
@@ -123,6 +136,7 @@ def _label_edges(axes: Axes, edges: Float[np.ndarray, "Q+1"], layers: int) -> No
     shown = spread_evenly(len(edges), 6)
     axes.set_xticks([place - 0.5 for place in shown], [f"{edges[place]:.2g}" for place in shown])
     number_ticks(axes.yaxis, layers)
+    axes.invert_xaxis()  # as sampling goes
     axes.set(xlabel=LEVEL_LABEL, ylabel="MoE layer")
 
 

@@ -10,13 +10,15 @@ from diffmoe.analysis.figures.canvas import (
     LETTER,
     ORANGE,
     Axes,
-    count_steps,
-    logarithmic,
-    name_ticks,
     plain_axes,
     save,
     shortened,
     show_tiles,
+)
+from diffmoe.analysis.figures.ticks import (
+    count_steps,
+    logarithmic,
+    name_ticks,
 )
 from diffmoe.checkpoint import read_metrics
 

@@ -13,16 +13,18 @@ from diffmoe.analysis.figures.canvas import (
     Axes,
     centred,
     colour_bar,
-    count_steps,
     heat_map,
     layers_named,
-    level_ticks,
     marker,
-    number_ticks,
     publish,
     sheet,
     spread_evenly,
     varies,
+)
+from diffmoe.analysis.figures.ticks import (
+    count_steps,
+    level_ticks,
+    number_ticks,
 )
 from diffmoe.analysis.findings import StepCapacity
 
@@ -34,8 +36,8 @@ def step_capacity_figure(found: StepCapacity, path: Path, *, command: str = "") 
     if not varies(found.mean) and not varies([0.0, *found.deviation]):
         return []
     title = "Compute along sampling"
-    band = "the band is ± one standard deviation between images"
-    axes = sheet(title, f"mean over images, conditional branch; {band}")[0, 0]
+    subtitle = "mean ± one standard deviation of images, conditional branch"
+    axes = sheet(title, subtitle)[0, 0]
     axes.set(xlabel=STEP_LABEL, ylabel=CAPACITY_LABEL)
     low, high = found.mean - found.deviation, found.mean + found.deviation
     steps = np.arange(len(found.mean))

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffmoe.analysis.figures.boxes import box, outside, segments, shared
 from diffmoe.analysis.figures.canvas import (
     BLUE,
     CAPACITY_LABEL,
@@ -15,9 +16,11 @@ from diffmoe.analysis.figures.canvas import (
     Axes,
     add_foot,
     legend_below,
-    logarithmic,
     save_both,
     sheet,
+)
+from diffmoe.analysis.figures.ticks import (
+    logarithmic,
 )
 from diffmoe.analysis.findings import SweepPoint
 
@@ -30,12 +33,12 @@ _KINDS = {
     "ema": ("tracked thresholds", "black", "*"),
     "search": ("threshold of the interval search", "#009E73", "^"),
 }
-_AREAS, _ORDER = (
-    {"*": 130, "^": 60},
-    {"*": 5, "^": 4},
-)  # what marks one place of the crowd is on top
+_AREAS = {"*": 90, "^": 230}
+_SIZES = {"ema": 11, "search": 18}  # points that a mark takes
+_ORDER = {"*": 5, "^": 6}  # what marks one place of the crowd is on top
 _FENCE = 8  # quartile distances above the upper quartile that a point may lie and set the scale
-_QUALITIES: dict[str, Callable[[SweepPoint], float | None]] = {
+Quality = Callable[[SweepPoint], float | None]
+_QUALITIES: dict[str, Quality] = {
     "Frechet distance to training images": lambda point: point.frechet,
     "denoising loss": lambda point: point.loss,
 }
@@ -44,7 +47,8 @@ _COSTS: dict[str, Callable[[SweepPoint], float]] = {
     "time per image, ms": lambda point: 1000 * point.seconds,
 }
 _DIRECTIONS = ((0, 1), (1, 0.6), (1, -0.6), (0, -1), (-1, 0.6), (-1, -0.6), (1, 0), (-1, 0))
-_DISTANCES = (9, 18, 30, 44)  # points between a mark and its name
+_REACH = {"constant": (1, None), "ema": (0, 3), "search": (0, 3)}  # which of the distances
+_DISTANCES = (9, 13, 18, 26, 34, 44, 56)  # points between a mark and its name
 
 
 class Place(NamedTuple):
@@ -64,8 +68,7 @@ def sweep_figure(points: list[SweepPoint], path: Path, *, command: str = "") -> 
     heights = [4.0, 2.8][: len(rows)]
     panels = sheet(
         "What compute buys",
-        "stepped line: the best at that cost or less; open mark: beyond the scale;"
-        " bars: half the quartile distance of the time",
+        f"stepped line: the best at that cost or less{_beyond(points, rows)}; {_spread(points)}",
         rows=len(rows),
         columns=2,
         width=9.6,
@@ -87,6 +90,20 @@ def sweep_figure(points: list[SweepPoint], path: Path, *, command: str = "") -> 
     figure.draw_without_rendering()  # names find their places once the layout is known
     _name_points(panels, points, list(rows.values()))
     return save_both(figure, path)
+
+
+def _beyond(points: list[SweepPoint], rows: dict[str, Quality]) -> str:
+    """What open marks are, if there are any."""
+    places = [place for of in rows.values() for place in _places(points, lambda _: 0.0, of)]
+    return "; open: beyond the scale" * any(place.beyond is not None for place in places)
+
+
+def _spread(points: list[SweepPoint]) -> str:
+    """What bars there are on the times."""
+    known = [_is_known(point.spread) for point in points]
+    if not any(known):
+        return "times of one batch each"
+    return "bars: half the quartile distance of the time" + ", if known" * (not all(known))
 
 
 def _is_known(value: float | None) -> bool:
@@ -153,18 +170,23 @@ def _mark(axes: Axes, place: Place, *, timed: bool) -> None:
     """One point, and how far its times spread."""
     point = place.point
     label, colour, shape = _KINDS.get(point.kind, (point.kind, GREY, "D"))
-    if timed:
+    if timed and _is_known(point.spread):
         spread = 1000 * point.spread
         axes.errorbar(place.x, place.y, xerr=spread, ecolor=colour, elinewidth=1, capsize=2)
+    inside, around, wide = (colour, "white", 0.6)
+    if place.beyond is not None:
+        inside, around, wide = ("white", colour, 1.2)
+    elif point.kind == "search":  # around the star, with which it often shares its place
+        inside, around, wide = ("none", colour, 1.4)
     axes.scatter(
         place.x,
         place.y,
         s=_AREAS.get(shape, 46),
-        facecolor=colour if place.beyond is None else "white",
+        facecolor=inside,
         marker=shape,
         label=label if place.beyond is None else None,
-        edgecolor="white" if place.beyond is None else colour,
-        linewidth=0.6 if place.beyond is None else 1.2,
+        edgecolor=around,
+        linewidth=wide,
         zorder=_ORDER.get(shape, 3),
     )
 
@@ -189,20 +211,36 @@ def _name_points(panels: Any, points: list[SweepPoint], rows: list[Any]) -> None
 
 
 def _label(axes: Axes, places: list[Place]) -> None:
-    """Names where they cover neither a point nor another name, a thin line to those further off."""
-    marks = [axes.transData.transform((place.x, place.y)) for place in places]
-    taken = [_box(axes, mark, 8, 8) for mark in marks]
-    for mark, place in zip(marks, places, strict=True):
-        text = _short(place.point)
-        if place.beyond is not None:
-            text += f" \u2191 {place.beyond:.3g}"
-        offset = _free_offset(axes, mark, 5.2 * len(text), taken)
-        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "parse_math": False}
-        look["bbox"] = {"color": "white", "alpha": 0.7, "pad": 0.3, "linewidth": 0}
-        if max(map(abs, offset)) > 18 + 2.6 * len(text):
-            look["arrowprops"] = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5}
-        note = axes.annotate(text, (place.x, place.y), offset, textcoords="offset points", **look)
-        note.set_in_layout(False)
+    """Capacities asked for, thresholds with a line to each, and what else finds room.
+
+    Names cover neither marks nor the stepped line nor another name where there is a place for them.
+    """
+    marks = {id(place): axes.transData.transform((place.x, place.y)) for place in places}
+    sizes = [_SIZES.get(place.point.kind, 8) for place in places]
+    taken = [box(axes, *one) for one in zip(marks.values(), sizes, sizes, strict=True)]
+    taken += [part for line in axes.get_lines()[:1] for part in segments(axes, line)]
+    for kind in ("target", "constant", "ema", "search"):
+        for place in (place for place in places if place.point.kind == kind):
+            _note(axes, place, marks[id(place)], taken)
+
+
+def _note(axes: Axes, place: Place, mark: Any, taken: list[Any]) -> None:
+    """The name of one point."""
+    text, kind = _short(place.point), place.point.kind
+    if place.beyond is not None:
+        text += f" \u2191 {place.beyond:.3g}"
+    offset = _free_offset(axes, mark, 4.7 * len(text), taken, kind)
+    if offset is None:
+        return
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "parse_math": False}
+    look |= {"bbox": {"color": "white", "pad": 0.4, "linewidth": 0}, "zorder": 7}
+    colour = ORANGE if kind == "constant" else "black"
+    if kind == "constant" or abs(offset[1]) > 18 or abs(offset[0]) > 18 + 2.4 * len(text):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
+        look |= {"arrowprops": line}
+    look["color"] = colour
+    note = axes.annotate(text, (place.x, place.y), offset, textcoords="offset points", **look)
+    note.set_in_layout(False)
 
 
 def _short(point: SweepPoint) -> str:
@@ -212,37 +250,24 @@ def _short(point: SweepPoint) -> str:
     return f"{point.setting:g}" if point.kind == "target" else f"γ {point.setting:.3g}"
 
 
-def _box(axes: Axes, centre: Any, width: float, height: float) -> tuple[float, float, float, float]:
-    """Left, bottom, right and top, in pixels, of something that is so many points large."""
-    scale = axes.figure.dpi / 72
-    x, y = scale * width / 2, scale * height / 2
-    return centre[0] - x, centre[1] - y, centre[0] + x, centre[1] + y
+def _free_offset(
+    axes: Axes, mark: Any, width: float, taken: list[Any], kind: str
+) -> tuple[float, float] | None:
+    """The nearest offset in points at which a name is free, which is taken from then on.
 
-
-def _free_offset(axes: Axes, mark: Any, width: float, taken: list[Any]) -> tuple[float, float]:
-    """The nearest offset in points at which a name is free, which is taken from then on."""
+    Settings asked for get the least covered one where none is free; others get none.
+    """
     scale, frame = axes.figure.dpi / 72, axes.get_window_extent()
     best: tuple[float, tuple[float, float], Any] | None = None
-    for distance, (right, up) in product(_DISTANCES, _DIRECTIONS):
+    near, far = _REACH.get(kind, (0, None))
+    for distance, (right, up) in product(_DISTANCES[near:far], _DIRECTIONS):
         offset = (right * (distance + width / 2), up * distance)
         centre = (mark[0] + scale * offset[0], mark[1] + scale * offset[1])
-        box = _box(axes, centre, width, 10)
-        covered = sum(_shared(box, other) for other in taken) + _outside(box, frame)
+        here = box(axes, centre, width, 10)
+        covered = sum(shared(here, other) for other in taken) + outside(here, frame)
         if best is None or covered < best[0]:
-            best = (covered, offset, box)
-    assert best is not None
+            best = (covered, offset, here)
+    if best is None or (best[0] > 0 and kind in ("ema", "search")):
+        return None
     taken.append(best[2])
     return best[1]
-
-
-def _shared(one: Any, other: Any) -> float:
-    """Area that two boxes share."""
-    x = min(one[2], other[2]) - max(one[0], other[0])
-    y = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, x) * max(0.0, y)
-
-
-def _outside(box: Any, frame: Any) -> float:
-    """How far a box stands out of the axes, weighed as if all of it were covered."""
-    beyond = max(frame.x0 - box[0], box[2] - frame.x1, frame.y0 - box[1], box[3] - frame.y1)
-    return 100.0 * max(0.0, beyond)

@@ -96,6 +96,7 @@ class StepTally:
             mean=ratio(total, images),
             deviation=deviation(total, self.squares[seen], images),
             experts=share * self.pairs.shape[2],
+            images=images,
         )
 
     def information(self) -> Float[np.ndarray, "L"]:

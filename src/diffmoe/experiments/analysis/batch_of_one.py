@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from diffmoe.analysis import BatchOfOne, CapacityTrace, Variant
 from diffmoe.checkpoint import LoadedRun
@@ -24,6 +25,8 @@ _KINDS = {  # name -> selection and policy
     "dynamic": ("pool", "ema"),
     "dynamic, token": ("token", "ema"),
 }
+_ALONE = "dynamic, token"  # knows no pools
+_FEW = 8  # images drawn each in a batch of its own
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,31 @@ def batch_of_one(
 ) -> BatchOfOne | None:
     """How selection in a pool of one image compares with that in a pool of `many` (Fig. 6).
 
-    Labels and seeds are the same everywhere, and `count` is rounded down to whole pools. `token`
-    selection knows no pools: its images are drawn once and stand for both sizes. What the model
-    cannot do is left out: a top-K of an image with fewer rows than experts, and thresholds that
-    were never measured. None if nothing is left, or the router does not select from pools.
+    Labels and seeds are the same everywhere, and `count` is rounded down to whole pools. Dynamic
+    selection takes the tracked thresholds, whatever the settings say of the dial. `token` selection
+    knows no pools: a few of its images are drawn again, each alone. What the model cannot do is
+    left out: a top-K of an image with fewer rows than experts, and thresholds that were never
+    measured. None if nothing is left, or the router does not select from pools.
     """
     if "pool" not in run.config.model.router.selections:
         return None
     labels = balanced_labels(count, run.config.model.num_classes)
     many = min(many, count)
     labels = labels[: count // many * many]
+    ways = [(name, way) for name, found in _ways(run, settings, many) for way in found.items()]
+    with tqdm(total=len(ways), desc="batch of one", unit="way", disable=not progress) as bar:
+        drawn: dict[str, dict[int, _Drawn]] = {}
+        for name, (size, way) in ways:
+            drawn.setdefault(name, {})[size] = _draw(run, codec, way, labels)
+            bar.update()
     variants: list[Variant] = []
-    for name, ways in _ways(run, settings, many):
-        drawn = {
-            way: _draw(run, codec, way, labels, progress) for way in dict.fromkeys(ways.values())
-        }
-        found = {batch: drawn[way] for batch, way in ways.items()}
-        variants += _variants(name, found, reference, labels, shown)
+    for name, found in drawn.items():
+        change = _change([one.images for one in found.values()])
+        if name == _ALONE:
+            way = replace(dict(ways)[name][1], batch=1)
+            alone = _draw(run, codec, way, labels[:_FEW])
+            change = _change([alone.images, found[many].images[: len(alone.images)]])
+        variants += _variants(name, found, change, reference, labels, shown)
     return BatchOfOne(variants=variants, drawn=len(labels)) if variants else None
 
 
@@ -76,7 +87,8 @@ def _ways(
             run, selection, policy
         ):
             continue
-        ways = {size: _settings(settings, selection, policy, size, many) for size in (1, many)}
+        sizes = (many,) if name == _ALONE else (1, many)
+        ways = {size: _settings(settings, selection, policy, size, many) for size in sizes}
         able = {size: way for size, way in ways.items() if has_room(run.config, way)}
         if able:
             yield name, able
@@ -116,9 +128,7 @@ def _settings(
     )
 
 
-def _draw(
-    run: LoadedRun, codec: Codec, settings: SamplingConfig, labels: list[int], progress: bool
-) -> _Drawn:
+def _draw(run: LoadedRun, codec: Codec, settings: SamplingConfig, labels: list[int]) -> _Drawn:
     trace = CapacityTrace.empty(run.config, settings.steps)
     latents = generate(
         run.model,
@@ -127,17 +137,20 @@ def _draw(
         range(len(labels)),
         settings=settings,
         callback=trace,
-        progress=progress,
     )
     device = run.model.positions.device
     return _Drawn(torch.cat(list(decode(codec, latents, device))), trace.average)
 
 
 def _variants(
-    name: str, found: dict[int, _Drawn], reference: Reference, labels: list[int], shown: int
+    name: str,
+    found: dict[int, _Drawn],
+    change: float,
+    reference: Reference,
+    labels: list[int],
+    shown: int,
 ) -> Iterator[Variant]:
     """One record for each size of a pool."""
-    change = _change([drawn.images for drawn in found.values()])
     for batch, drawn in found.items():
         scores, _ = score_samples(reference, drawn.images, torch.tensor(labels))
         yield Variant(

@@ -1,7 +1,10 @@
 """What a model costs: parameters, operations and seconds, beside its dense twin."""
 
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+import torch
 
 from diffmoe.analysis import Cost
 from diffmoe.checkpoint import LoadedRun
@@ -97,7 +100,7 @@ def _seconds(timings: Mapping[int, float], operations: float) -> Iterator[_Line]
             seconds,
             f"seconds per image, batch of {size}",
             f"{seconds:.3g} s",
-            "measured, without decoding",
+            f"wall clock, median; {_machine()}; without decoding",
         )
         yield _Line(
             f"batch_{size}_gflops_per_second",
@@ -108,6 +111,13 @@ def _seconds(timings: Mapping[int, float], operations: float) -> Iterator[_Line]
         )
 
 
+def _machine() -> str:
+    threads = torch.get_num_threads()
+    own = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return f"{own}, {threads} CPU thread{'s' if threads > 1 else ''}"
+
+
 def _gflops(key: str, operations: float, name: str, meaning: str) -> _Line:
     number = operations / _GIGA
-    return _Line(f"{key}_gflops", number, name, f"{number:,.4g} GFLOP", meaning)
+    shown = f"{number:,.4g} GFLOP" if number >= 1 else f"{1e3 * number:,.4g} MFLOP"
+    return _Line(f"{key}_gflops", number, name, shown, meaning)

@@ -90,6 +90,8 @@ class _Watch:
             tally(moment)
             output = moment.evaluation.output
             self.evaluations += output.branches * len(moment.images)
+            if self.demand is not None and not self.demand.knows(output.routing):
+                self.demand = None
             if self.demand is not None:
                 self.demand.add(output.routing)
 
@@ -99,7 +101,8 @@ class _Watch:
 def _demand(drawing: Drawing) -> Demand | None:
     """A histogram of demands where the settings compare them with thresholds."""
     settings = drawing.settings
-    known = drawing.run.config.model.router.selections
+    routers = [layer.router for layer in drawing.run.model.moe_layers]
+    known = routers and all(router.tracked(settings.selection) is not None for router in routers)
     if not known or settings.selection == "image" or settings.policy == "static":
         return None
     return Demand(drawing.run.model, settings.selection)
@@ -125,7 +128,7 @@ def classes_to_show(
         if not 0 <= label < drawn:
             raise ConfigError(
                 f"class {label} has no map: classes 0..{drawn - 1} are drawn and kept",
-                remedy="ask for one of these, or raise count",
+                remedy="ask for one of these",
             )
     if asked:
         return list(dict.fromkeys(asked))

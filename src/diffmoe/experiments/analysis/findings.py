@@ -76,12 +76,18 @@ def find(drawing: Drawing, drawn: Drawn, reference: Reference, progress: bool) -
             drawing.codec,
             reference,
             drawing.settings,
-            count=_COMPARED,
+            count=_compared(drawing),
             many=_MANY,
             progress=progress,
         ),
         cost=_cost(drawing, drawn),
     )
+
+
+def _compared(drawing: Drawing) -> int:
+    """Images of each way of the batch of one: fewer of a small run, or where each takes long."""
+    slow = drawing.settings.sampler == "dopri5"
+    return _MANY if slow else min(_COMPARED, max(_MANY, len(drawing.labels)))
 
 
 def _decoded(drawing: Drawing, latents: Tensor) -> Tensor:
@@ -95,15 +101,15 @@ def _extremes(
 
     Empty where classes do not differ, or so few are known that both ends would overlap.
     """
-    if classes is None or np.ptp(classes.selected[classes.images > 0]) < _ALIKE:
+    if classes is None or np.ptp(classes.leading[classes.images > 0]) < _ALIKE:
         return [], []
     known = [c for c in range(len(classes.names)) if drawn.of_class(c)]
-    order = sorted(known, key=lambda label: (-classes.selected[label], label))
+    order = sorted(known, key=lambda label: (-classes.leading[label], label))
     each = min(_EXTREMES, len(order) // 2)
 
     def samples(label: int) -> ClassSamples:
         images = drawn.pictures(drawing, drawn.of_class(label))
-        return classes.names[label], float(classes.selected[label]), images
+        return classes.names[label], float(classes.leading[label]), images
 
     return [samples(c) for c in order[:each]], [samples(c) for c in order[len(order) - each :]]
 

@@ -51,11 +51,13 @@ def _capacity(drawing: Drawing, trace: CapacityTrace) -> Iterator[Number]:
 
 def _classes(found: ClassCapacity) -> Iterator[Number]:
     seen = np.flatnonzero(found.images)
-    capacity = found.selected[seen]
+    capacity = found.leading[seen]
     if capacity.max() - capacity.min() < 1e-6:
         return
     most, least = seen[capacity.argmax()], seen[capacity.argmin()]
-    meaning = f"from {found.names[least]} to {found.names[most]}"
+    meaning = f"lowest class {found.names[least]}, highest class {found.names[most]}"
+    if found.leading is not found.selected:
+        meaning += "; of rows above the threshold, as max_capacity levels what experts take"
     if np.isfinite(found.error[seen]).any():
         meaning += f", standard error {np.nanmedian(found.error[seen]):.3f}"
     yield "capacity by class", f"{capacity.min():.3f} to {capacity.max():.3f}", meaning
@@ -100,29 +102,22 @@ def _experts(found: ExpertUse, classes: ClassCapacity | None) -> Iterator[Number
 
 
 def _predictor(found: PredictorCheck) -> Iterator[Number]:
+    if not np.isfinite(found.precision).any():
+        return
     yield (
         "predictor",
         f"{np.nanmean(found.precision):.1%} / {np.nanmean(found.recall):.1%}",
-        f"precision and recall of the top-K of training pools, on {found.images} noised samples;"
-        f" calibration error {np.nanmean(found.calibration_error):.3f}",
+        "precision and recall of the top-K of training pools, mean over layers and noise levels, on"
+        f" {found.images} samples noised again; calibration error"
+        f" {np.nanmean(found.calibration_error):.3f}",
     )
 
 
 def _batch(found: BatchOfOne) -> Iterator[Number]:
     for name in dict.fromkeys(variant.name for variant in found.variants):
-        own = [variant for variant in found.variants if variant.name == name]
-        if len(own) == 2 and math.isfinite(own[0].change):
-            one, many = sorted(own, key=lambda variant: variant.batch)
-            yield (
-                f"batch of one, {name}",
-                f"{one.change:.3f}",
-                f"rms change of an image from a pool of {many.batch} to one of {one.batch}"
-                f"{_scored(one, many)}",
-            )
-
-
-def _scored(one: object, many: object) -> str:
-    known = [getattr(variant, "frechet", None) for variant in (many, one)]
-    if None in known:
-        return ""
-    return f"; Frechet distance {known[0]:.3f} to {known[1]:.3f}"
+        own = sorted((v for v in found.variants if v.name == name), key=lambda v: v.batch)
+        if math.isfinite(own[0].change):
+            what = "pool" if len(own) > 1 else "batch"
+            how = "top-K of the pool" if name == "static" else "tracked thresholds"
+            meaning = f"rms change of an image from a {what} of {own[-1].batch} to one of 1; {how}"
+            yield f"batch of one, {name}", f"{own[0].change:.3f}", meaning

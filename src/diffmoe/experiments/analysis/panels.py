@@ -78,8 +78,8 @@ _CHAPTERS = (
                 "capacity_by_expert_and_step",
                 expert_steps_figure,
                 "Compute of each expert along sampling",
-                "Rows are experts, columns steps, for the first, the middle and the last MoE layer"
-                " (the paper's Fig. 12).",
+                "Rows are experts, columns steps; 1 is an even share of a dense model's work. Of"
+                " many MoE layers the first, the middle and the last (the paper's Fig. 12).",
             ),
         ),
     ),
@@ -93,8 +93,9 @@ _CHAPTERS = (
                 "capacity_by_class",
                 class_capacity_figure,
                 "Compute by class",
-                "Rows that experts took; hollow marks, where there are any, count rows above the"
-                " threshold instead (the paper's Fig. 1d leaves open which).",
+                "Rows that experts took. Rows above the threshold, the other reading of the paper's"
+                " Fig. 1d, are the same in `token` selection without a cap; where they differ they"
+                " have hollow marks.",
             ),
             _Shown(
                 "capacity_by_class_curve",
@@ -113,8 +114,8 @@ _CHAPTERS = (
                 "token_overview",
                 token_overview_figure,
                 "Experts per patch",
-                "Each image as drawn, and under a map of the experts that took its patches,"
-                " averaged over all steps and MoE layers.",
+                "Each image as drawn, the map of the experts that took its patches over it, and the"
+                " map itself, averaged over all steps and MoE layers.",
             ),
             _Shown(
                 "token_strip",
@@ -147,8 +148,8 @@ _CHAPTERS = (
                 "expert_information",
                 expert_information_figure,
                 "Specialisation",
-                "What the expert of a pair tells of the image's class and of the noise level, as"
-                " mutual information; the tick is what exchanged labels give by chance.",
+                "What the expert of a pair tells of the image's class and of the sampling step, as"
+                " mutual information; for classes, a tick is what exchanged labels give by chance.",
             ),
         ),
     ),
@@ -196,14 +197,17 @@ _CHAPTERS = (
     _Chapter(
         "A batch of one",
         "batch",
-        "The same seeds in a pool of one image and of many (the paper's Fig. 6). Static selection"
-        " takes the top K of the pool; dynamic takes as many as the predictor says.",
+        "The same seeds in a pool of one image and of many (the paper's Fig. 6). Static: `pool`"
+        " selection, the top K of the pool. Dynamic: `pool` or `token` selection at the tracked"
+        " thresholds, whatever capacity was asked for above. Frechet distances of so few images"
+        " are too large, and compare with each other only.",
         (
             _Shown(
                 "batch_of_one",
                 batch_figure,
                 "Static and dynamic selection",
-                "Change is the rms difference between the two pools, images in [-1, 1].",
+                "Change is the rms difference between the two pools, images in [-1, 1]; `token`"
+                " selection knows no pools: eight of its images are drawn each alone as well.",
             ),
         ),
     ),
@@ -265,13 +269,16 @@ def _more(finding: str, found: Findings, folder: Path, command: str) -> list[Pan
         file = place / f"token_experts_{image}"
         drawn = token_experts_figure(found.maps, image, file, command=command)
         if drawn and image < _FIRST_MAPS:
-            caption = "Share of all steps in which each expert took each patch; black is all."
-            panels.append(Panel(f"Which expert took it: {name}", drawn[0], caption))
+            caption = (
+                "Share of all steps in which each expert took each patch; black is all. The folder"
+                " holds one for every image mapped."
+            )
+            panels.append(Panel(f"Which expert took it: class {name}", drawn[0], caption))
     return panels
 
 
 def _cost(found: Findings, folder: Path) -> Section:
-    table = Table(["", "", ""], found.cost.rows)
+    table = Table(["what", "how much", "of what"], found.cost.rows)
     data = _data(found.cost, folder)
-    caption = "Operations are counted on the model's graph, seconds measured on this machine."
+    caption = "Operations are counted on the model's graph, seconds are measured."
     return Section("Cost", [Panel("What it costs", None, caption, table, data)])

@@ -44,7 +44,7 @@ def analyze(
     frames: int = 12,
     settings: SamplingConfig | None = None,
     device: str = "auto",
-    out: Path | None = None,
+    out: Path | str | None = None,
     command: str = "",
     progress: bool = True,
 ) -> Analysis:
@@ -62,7 +62,7 @@ def analyze(
     refuse_report(count)
     _refuse_numbers(maps=maps, frames=frames)
     shown = classes_to_show(config, settings, classes, maps, count)
-    target = out or Path(path) / "analysis"
+    target = Path(path) / "analysis" if out is None else Path(out)
     refuse_results(target, _RECORD)
     labels = balanced_labels(count, config.model.num_classes)
     seeds = range(first_seed, first_seed + count)
@@ -77,7 +77,7 @@ def analyze(
 def _refuse_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if not 1 <= value <= 100:
-            raise ConfigError(f"{name} {value} is not in [1, 100]", remedy="a dozen is plenty")
+            raise ConfigError(f"{name} {value} is not in [1, 100]", remedy="use 6, say")
 
 
 def _write(target: Path, drawing: Drawing, drawn: Drawn, found: Findings, command: str) -> Analysis:

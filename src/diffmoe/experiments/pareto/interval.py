@@ -50,7 +50,8 @@ def search_gamma(capacity_of: Measure, loss_of: Measure | None) -> Found:
         return search.found(smallest, f"{note}; the smallest, as the loss is not known")
     best = search.best(smallest, max(smallest, _logit(_TOP)))
     edge = ", at the budget" if best == smallest else ""
-    return search.found(best, f"{note}; least loss of {len(search.losses)} thresholds{edge}")
+    tried = "1 threshold" if len(search.losses) == 1 else f"{len(search.losses)} thresholds"
+    return search.found(best, f"{note}; least loss of {tried}{edge}")
 
 
 @dataclass

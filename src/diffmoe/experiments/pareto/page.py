@@ -25,6 +25,11 @@ __all__ = ["RECORD", "Qualities", "point_lines", "write_sweep"]
 RECORD = "sweep.json"  # lists the files beside it, so that a later sweep knows them for its own
 _TABLE, _PAGE, _FIGURE = "sweep.csv", "report.html", "figures/sweep"
 _ENOUGH = 1000  # images from which on the bias of a Frechet distance is small
+_LEVELS = {
+    "global": "of the model on average",
+    "layer": "of each layer",
+    "expert": "of each expert",
+}
 _HEADERS = ("setting", "C_avg", "ms/image", "spread", "loss", "Frechet", "agreement")
 
 
@@ -57,9 +62,9 @@ def write_sweep(
         write_report(
             aside / _PAGE,
             title=f"Sweep of {run.folder.path.resolve().name}",
-            summary=_summary(run, facts["stamp"], len(points)),
-            numbers=_numbers(qualities, found, facts),
-            panels=_panels(figures, points, found),
+            summary=_summary(run, facts["stamp"], len({point.name for point in points})),
+            numbers=_numbers(points, qualities, found, facts),
+            panels=_panels(figures, points, found, facts),
             stamp=facts["stamp"],
             command=facts["command"],
         )
@@ -85,18 +90,20 @@ def _summary(run: LoadedRun, made: dict[str, Any], points: int) -> str:
 
 
 def _numbers(
-    qualities: Qualities, found: Found | None, facts: dict[str, Any]
+    points: Sequence[SweepPoint], qualities: Qualities, found: Found | None, facts: dict[str, Any]
 ) -> list[tuple[str, str, str]]:
     """What was measured and how, and the result of the search."""
     made = facts["stamp"]
     few = f"; biased: use {_ENOUGH:,} or more" if made["count"] < _ENOUGH else ""
     unscored = qualities.unscored and f"not scored: {qualities.unscored}"
-    machine = f"{made['device']}, {made['threads']} threads"
+    machine = f"{made['device']}, {made['threads']} thread{'s' * (made['threads'] != 1)}"
+    alone = all(math.isnan(point.spread) for point in points)
+    timed = "one batch each: times are not compared" if alone else "median over batches"
     distance = f"of {made['count']} samples to the training images{few}"
     share = "share of samples that a classifier of the training images reads as the class asked for"
     rows = [
         ("C_avg", "", "realised capacity, all branches evaluated; 1 = the work of a dense model"),
-        ("time", machine, f"median over batches, decoding left out: {facts['timed']}"),
+        ("time", machine, f"{timed}; decoding left out: {facts['timed']}"),
         ("denoising loss", "", qualities.loss),
         ("Frechet distance", "", unscored or distance),
         ("agreement", "", unscored or share),
@@ -107,27 +114,40 @@ def _numbers(
 
 
 def _panels(
-    figures: Sequence[Path], points: Sequence[SweepPoint], found: Found | None
+    figures: Sequence[Path],
+    points: Sequence[SweepPoint],
+    found: Found | None,
+    facts: dict[str, Any],
 ) -> list[Panel]:
     panels = []
     if figures:
-        caption = (
-            "Blue: capacities asked for, by thresholds that were calibrated for them. Orange: one"
-            " threshold for all experts and layers. The star: the thresholds tracked in training."
-            " Lower is better; every setting drew the same labels from the same noise."
-        )
-        panels.append(Panel("Quality against compute", figures[0], caption))
+        panels.append(Panel("Quality against compute", figures[0], _caption(points, facts)))
     panels.append(
         Panel(
             "All settings",
             None,
             "In order of realised capacity; spread is half the distance between the quartiles of"
-            " the time.",
+            " the time, which one batch does not tell.",
             Table(_HEADERS, [_cells(point) for point in _by_capacity(points)]),
             data=[_TABLE, RECORD],
         )
     )
     return panels if found is None else [*panels, _search_panel(found)]
+
+
+def _caption(points: Sequence[SweepPoint], facts: dict[str, Any]) -> str:
+    caption = (
+        "Blue: capacities asked for, by thresholds that were calibrated for them"
+        f" ({_LEVELS[facts['level']]}). Orange: one threshold for all experts and layers. The star:"
+        " the thresholds tracked in training. Lower is better; every setting drew the same labels"
+        " from the same noise."
+    )
+    if any(point.frechet is not None for point in points):
+        caption += (
+            " Differences of the Frechet distance below the noise of"
+            f" {facts['stamp']['count']} samples mean little: the stepped line is not exact."
+        )
+    return caption
 
 
 def _search_panel(found: Found) -> Panel:
@@ -140,8 +160,21 @@ def _search_panel(found: Found) -> Panel:
         None,
         "What was measured in turn: the capacity of thresholds by sampling a few images, until the"
         " smallest with C_avg <= 1 is known within 0.5 %; then the denoising loss of thresholds"
-        f" above it. Chosen: {found.gamma:g} ({found.reason}).",
+        f" above it. Chosen: {found.gamma:g} ({found.reason}).{_explained(found)}",
         Table(("gamma", "C_avg", "loss"), rows),
+    )
+
+
+def _explained(found: Found) -> str:
+    """What the reason of a search that knew the loss means, in a sentence."""
+    tried = sum("loss" in step for step in found.steps)
+    if not tried:
+        return ""
+    edge = ' "at the budget" is the smallest of them, which spends the most.'
+    return (
+        f" The denoising loss was measured at {tried} threshold{'s' * (tried != 1)}, from the"
+        " smallest within the budget (C_avg <= 1) up, and none of them that keeps it has a lower"
+        " one" + (f";{edge}" if "at the budget" in found.reason else ".")
     )
 
 
@@ -159,7 +192,7 @@ def _cells(point: SweepPoint) -> list[str]:
         f"{point.name} (search)" if point.kind == "search" else point.name,
         _number(point.capacity),
         f"{1000 * point.seconds:.3g}",
-        f"{1000 * point.spread:.2g}",
+        "-" if math.isnan(point.spread) else f"{1000 * point.spread:.2g}",
         _number(point.loss, 5),
         _number(point.frechet, 4),
         "" if point.agreement is None else f"{point.agreement:.1%}",

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from tqdm import tqdm
 
 from diffmoe.checkpoint import LoadedRun
-from diffmoe.config import LEGAL_POLICIES, RunConfig, SamplingConfig
+from diffmoe.config import LEGAL_POLICIES, Level, RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError
 from diffmoe.sampling import Demand, calibrate, sampling_plan
 
@@ -40,22 +41,49 @@ def asked_points(
     settings: SamplingConfig,
     capacities: Sequence[float] | None,
     gammas: Sequence[float],
+    level: Level | None = None,
 ) -> list[Point]:
     """The tracked thresholds, then each capacity and each gamma once, `settings` otherwise.
 
-    Without `capacities` those of `CAPACITIES` that the model can have. Raises ConfigError for a
-    router or a selection without thresholds, and for a capacity or a gamma that there is not.
+    Without `capacities` those of `CAPACITIES` that the model can have; without `level` they are
+    averages of what the settings say. Raises ConfigError for a router or a selection without
+    thresholds, for a capacity or a gamma that there is not, and for a setting without effect.
     """
+    _refuse_unread(config.sampling, settings)
     _refuse_fixed(config, settings)
     chosen = _possible(config, settings) if capacities is None else capacities
+    if level is not None and not len(chosen):
+        raise ConfigError(
+            f"level {level} would change nothing: no capacity is asked for",
+            remedy="leave it out, or ask for capacities",
+        )
+    level = level or settings.capacity_level
     points = [
-        Point("tracked", "ema", None, _with_policy(settings, "ema")),
-        *(_at_capacity(settings, capacity) for capacity in dict.fromkeys(map(float, chosen))),
+        Point("tracked", "ema", None, settings.at(policy="ema")),
+        *(_at_capacity(settings, value, level) for value in dict.fromkeys(map(float, chosen))),
         *(at_threshold(settings, gamma) for gamma in dict.fromkeys(map(float, gammas))),
     ]
     for point in points:
         replace(config, sampling=point.settings)  # checks them together
     return points
+
+
+def _refuse_unread(own: SamplingConfig, settings: SamplingConfig) -> None:
+    """Raise ConfigError for a place on the dial that neither the run's config holds nor a sweep.
+
+    The default policy says nothing: it is what settings have that leave the dial alone.
+    """
+    for name, many, remedy in (
+        ("capacity", "capacities", "use --capacities {}"),
+        ("gamma", "gammas", "use --gammas {}"),
+        ("policy", "policies", "leave it out"),
+    ):
+        value = getattr(settings, name)
+        if value not in (None, "ema", getattr(own, name)):
+            raise ConfigError(
+                f"sampling.{name} {value} would change nothing: a sweep sets {many} itself",
+                remedy=remedy.format(value),
+            )
 
 
 def _refuse_fixed(config: RunConfig, settings: SamplingConfig) -> None:
@@ -79,32 +107,14 @@ def _possible(config: RunConfig, settings: SamplingConfig) -> list[float]:
     return [capacity for capacity in CAPACITIES if capacity <= most]
 
 
-def _with_policy(
-    settings: SamplingConfig,
-    policy: str,
-    *,
-    gamma: float | None = None,
-    capacity: float | None = None,
-) -> SamplingConfig:
-    """The settings under another policy, whatever theirs is; only a target has a level."""
-    return replace(
-        settings,
-        policy=policy,  # type: ignore[arg-type]
-        gamma=gamma,
-        capacity=capacity,
-        capacity_level=settings.capacity_level if policy == "target" else "global",
-    )
-
-
-def _at_capacity(settings: SamplingConfig, capacity: float) -> Point:
-    way = _with_policy(settings, "target", capacity=capacity)
+def _at_capacity(settings: SamplingConfig, capacity: float, level: Level) -> Point:
+    way = settings.at(capacity=capacity, capacity_level=level)
     return Point(f"capacity {capacity:g}", "target", capacity, way)
 
 
 def at_threshold(settings: SamplingConfig, gamma: float, kind: str = "constant") -> Point:
     """One threshold for all, as asked for or as found by a search."""
-    way = _with_policy(settings, "constant", gamma=gamma)
-    return Point(f"gamma {gamma:g}", kind, gamma, way)
+    return Point(f"gamma {gamma:g}", kind, gamma, settings.at(gamma=gamma))
 
 
 def refuse_unready(run: LoadedRun, points: Sequence[Point]) -> None:
@@ -115,9 +125,16 @@ def refuse_unready(run: LoadedRun, points: Sequence[Point]) -> None:
             sampling_plan(run.model, point.settings, 1)
 
 
-def calibrated(run: LoadedRun, point: Point, progress: bool) -> Point:
-    """The point with the thresholds that realise its capacity, if it asks for one."""
-    if point.kind != "target":
-        return point
-    found = calibrate(run, point.settings, progress=progress)
-    return replace(point, thresholds=found.thresholds)
+def calibrated(run: LoadedRun, points: Sequence[Point], progress: bool) -> list[Point]:
+    """The points, with the thresholds that realise the capacity of those that ask for one."""
+    found, targets = [], sum(point.kind == "target" for point in points)
+    with tqdm(total=targets, unit="capacity", disable=not progress) as bar:
+        for point in points:
+            if point.kind != "target":
+                found.append(point)
+                continue
+            bar.set_description(f"calibrate {point.name}")
+            calibration = calibrate(run, point.settings, progress=progress)
+            found.append(replace(point, thresholds=calibration.thresholds))
+            bar.update()
+    return found

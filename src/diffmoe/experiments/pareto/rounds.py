@@ -1,5 +1,6 @@
 """The same images under several settings, a batch of each in turn, counted and timed."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,11 @@ class Drawn:
     def times(self) -> Times:
         """Seconds per image of each batch of the largest size there was."""
         return Times(tuple(self.seconds[max(self.seconds)]))
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles of the times; NaN of a single batch."""
+        return self.times.spread if len(self.times.rounds) > 1 else math.nan
 
 
 def draw_in_rounds(

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from diffmoe.analysis import SweepPoint
 from diffmoe.checkpoint import LoadedRun, load
 from diffmoe.codec import Codec, build_codec
-from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
+from diffmoe.config import Level, PixelCodec, RunConfig, SamplingConfig
 from diffmoe.device import resolve_device
+from diffmoe.errors import ConfigError
 from diffmoe.experiments.draw import config_of
 from diffmoe.experiments.pareto.interval import Found, search_gamma
 from diffmoe.experiments.pareto.loss import DenoisingLoss, denoising_loss
@@ -39,6 +40,7 @@ __all__ = ["Sweep", "sweep"]
 
 _LOG = logging.getLogger(__name__)
 
+_MOST_BYTES = 2**31  # of pictures, which are held until they are scored
 _SEARCHED = 128  # images that tell the capacity of a threshold
 _FIRST_SEED = 3 << 61  # of these, far from the seeds of pictures and of calibrations
 _TIMED = "batches of all settings in turn, their capacity counted on the device meanwhile"
@@ -63,6 +65,7 @@ def sweep(
     *,
     capacities: Sequence[float] | None = None,
     gammas: Sequence[float] = GAMMAS,
+    level: Level | None = None,
     search: bool = True,
     count: int = 500,
     first_seed: int = 0,
@@ -76,14 +79,16 @@ def sweep(
 
     The settings are the tracked thresholds, each of `capacities` (without any, the usual ones that
     the model can have), each of `gammas`, and the gamma that the interval search chooses (Eq. 16).
-    Everything else is as in `settings`, whose own capacity, gamma and policy count for nothing.
-    Raises ConfigError for a run without a dial or a setting that there is not, StorageError if
-    `out` holds anything but an older sweep; both before anything is drawn.
+    Capacities are averages of the model, each layer or each expert, by `level`, or else as the
+    settings say. Everything else is as in `settings`, None being the run's. Raises ConfigError for
+    a run without a dial, a setting that there is not, a capacity, gamma or policy in `settings`
+    that the run's own lack, and more pictures to score than memory is made for; StorageError if
+    `out` holds anything but an older sweep; all before anything is drawn.
     """
     refuse_report(count)
     config, folder = config_of(path), out or Path(path) / "sweep"
     settings = settings or config.sampling
-    points = asked_points(config, settings, capacities, gammas)
+    points = asked_points(config, settings, capacities, gammas, level)
     labels = balanced_labels(count, config.model.num_classes)
     seeds = range(first_seed, first_seed + count)
     check_request(config, labels, seeds)
@@ -91,18 +96,22 @@ def sweep(
     run = load(path, weights=settings.weights, device=resolve_device(device))
     refuse_unready(run, points)
     reference = _reference(config, run)
+    if not reference.unscored:
+        _refuse_heavy(config, count, len(points) + search)
     loss, unknown = denoising_loss(run, reference)
-    points = [calibrated(run, point, progress) for point in points]
+    points = calibrated(run, points, progress)
     found = _searched(run, settings, loss, progress) if search else None
     points = points if found is None else _with_search(points, settings, found)
     codec = None if reference.unscored else build_codec(config.codec, run.model.positions.device)
     drawn = draw_in_rounds(run, points, labels, seeds, codec=codec, progress=progress)
     measured, unscored = _measured(points, drawn, loss, reference, torch.tensor(labels))
+    measured = measured if found is None else _marked(measured, found)
     told = f"not known: {unknown}" if loss is None else loss.describe(settings)
     facts = {
         "command": command or f"diffmoe.sweep({str(path)!r}, count={count})",
         "stamp": _stamp(run, points[0].settings, seeds, codec),
         "timed": f"{_TIMED}, by {_CLOCKS[clock_of(run.model.positions.device)]}",
+        "level": level or settings.capacity_level,
         "thresholds": _thresholds(points),
     }
     page = write_sweep(folder, run, measured, found, Qualities(told, unscored), facts)
@@ -118,10 +127,31 @@ def _reference(config: RunConfig, run: LoadedRun) -> Reference:
     return reference
 
 
+def _refuse_heavy(config: RunConfig, count: int, points: int) -> None:
+    """Raise ConfigError if the pictures of all points are more than memory is made for."""
+    picture = config.model.channels * config.model.input_size**2
+    most = _MOST_BYTES // (points * picture)
+    if count > most:
+        raise ConfigError(
+            f"count {count} is too many: the pictures of {points} settings, which are held until"
+            f" they are scored, are {count * points * picture / 2**30:.2g} GiB",
+            remedy=f"use {most} or fewer, or fewer capacities and gammas",
+        )
+
+
 def _with_search(points: Sequence[Point], settings: SamplingConfig, found: Found) -> list[Point]:
-    """The points with the threshold that the search chose, which may be one that was asked for."""
+    """The points and the threshold that the search chose, once where it was asked for, too."""
     chosen = at_threshold(settings, found.gamma, "search")
-    return [*(point for point in points if point.settings != chosen.settings), chosen]
+    known = any(point.settings == chosen.settings for point in points)
+    return [*points] if known else [*points, chosen]
+
+
+def _marked(points: list[SweepPoint], found: Found) -> list[SweepPoint]:
+    """The points with one of the search, which has the numbers of its like where that was asked."""
+    if any(point.kind == "search" for point in points):
+        return points
+    like = next(p for p in points if p.kind == "constant" and p.setting == found.gamma)
+    return [*points, replace(like, kind="search")]
 
 
 def _searched(
@@ -169,7 +199,7 @@ def _measured(
                 setting=point.setting,
                 capacity=batches.taken.capacity,
                 seconds=batches.times.median,
-                spread=batches.times.spread,
+                spread=batches.spread,
                 loss=None if loss is None else loss.under(point),
                 frechet=None if scores is None else scores.frechet_distance,
                 agreement=None if scores is None else scores.agreement,
