@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import re
+import signal
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from PIL import Image
 from checkpoint.released_model import KINDS, ReleasedModel, randomized
 from diffmoe.checkpoint import load
 from diffmoe.cli import main
+from diffmoe.cli.verbs import VERBS
 from diffmoe.config import DDPMConfig, FlowConfig, read_config, to_yaml
 from diffmoe.console import program
 from diffmoe.presets import PRESETS, preset
@@ -296,3 +300,18 @@ def test_a_file_of_another_model_is_named_and_odd_thresholds_are_told(
     with caplog.at_level("WARNING"):
         said(capsys, *words)
     assert "odd.pt" in caplog.text and "is not in [0, 1)" in caplog.text
+
+
+def test_sigterm_ends_a_verb_as_an_interruption_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def told(words: list[str]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setitem(VERBS, "presets", (told, "", ""))
+    assert main(["presets"]) == 75
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from diffmoe.cli.verbs import VERBS, verb
 from diffmoe.console import sentence, usage, versions
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(versions())
         return ExitCode.DONE
     try:
-        verb(words[0])(words[1:])
+        with _stopped_by_sigterm():
+            verb(words[0])(words[1:])
         sys.stdout.flush()  # a reader that is gone is noticed here, not when Python ends
     except DiffMoEError as error:
         return _fail(error, error.exit_code, debug)
@@ -43,6 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return ExitCode.DONE
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends a verb as Ctrl-C does: nothing half-made stays behind."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_quietly() -> ExitCode:
