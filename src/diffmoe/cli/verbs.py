@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from diffmoe.arguments import (
     AnalyzeCommand,
@@ -110,51 +111,31 @@ def _sample(words: list[str]) -> None:
 
 
 def _report(words: list[str]) -> None:
-    name, rest = _first(words, "report", "RUN", ReportCommand)
-    default = ReportCommand(settings=_config_of(name).sampling)
-    command = parse(ReportCommand, default, rest, f"diffmoe report {name}")
+    name, _, shared = _of_run("report", ReportCommand, words)
     from diffmoe.experiments import report
 
-    found = report(
-        name,
-        count=command.count,
-        first_seed=command.seed,
-        settings=command.settings,
-        device=command.device,
-        command=shlex.join(["diffmoe", "report", *words]),
-        progress=not command.quiet,
-    )
-    print("\n".join(report_lines(found)))
+    print("\n".join(report_lines(report(name, **shared))))
 
 
 def _analyze(words: list[str]) -> None:
-    name, rest = _first(words, "analyze", "RUN", AnalyzeCommand)
-    default = AnalyzeCommand(settings=_config_of(name).sampling)
-    command = parse(AnalyzeCommand, default, rest, f"diffmoe analyze {name}")
+    name, command, shared = _of_run("analyze", AnalyzeCommand, words)
     from diffmoe.device import keep_freed_memory
     from diffmoe.experiments import analyze
 
     keep_freed_memory()
     found = analyze(
         name,
-        count=command.count,
-        first_seed=command.seed,
         classes=command.classes,
         maps=command.maps,
         frames=command.frames,
-        settings=command.settings,
-        device=command.device,
         out=command.out,
-        command=shlex.join(["diffmoe", "analyze", *words]),
-        progress=not command.quiet,
+        **shared,
     )
     print("\n".join([*found.lines, f"all of it: {found.page}"]))
 
 
 def _sweep(words: list[str]) -> None:
-    name, rest = _first(words, "sweep", "RUN", SweepCommand)
-    default = SweepCommand(settings=_config_of(name).sampling)
-    command = parse(SweepCommand, default, rest, f"diffmoe sweep {name}")
+    name, command, shared = _of_run("sweep", SweepCommand, words)
     from diffmoe.device import keep_freed_memory
     from diffmoe.experiments import sweep
 
@@ -165,15 +146,26 @@ def _sweep(words: list[str]) -> None:
         gammas=command.gammas,
         level=command.level,
         search=command.search,
-        count=command.count,
-        first_seed=command.seed,
-        settings=command.settings,
-        device=command.device,
         out=command.out,
-        command=shlex.join(["diffmoe", "sweep", *words]),
-        progress=not command.quiet,
+        **shared,
     )
     print("\n".join(found.lines()))
+
+
+def _of_run(verb: str, record: type, words: list[str]) -> tuple[str, Any, dict[str, Any]]:
+    """The run whose images a verb looks at, the words as a record, and what all such verbs take."""
+    name, rest = _first(words, verb, "RUN", record)
+    default = record(settings=_config_of(name).sampling)
+    command = parse(record, default, rest, f"diffmoe {verb} {name}")
+    shared = {
+        "count": command.count,
+        "first_seed": command.seed,
+        "settings": command.settings,
+        "device": command.device,
+        "command": shlex.join(["diffmoe", verb, *words]),
+        "progress": not command.quiet,
+    }
+    return name, command, shared
 
 
 def _demo(words: list[str]) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from diffmoe.checkpoint import LoadedRun, write_text
 from diffmoe.config import SamplingConfig
-from diffmoe.errors import ConfigError, StorageError
-from diffmoe.sampling.thresholds import Calibration, find_thresholds
+from diffmoe.errors import StorageError
+from diffmoe.sampling.thresholds import Calibration, asked_capacity, find_thresholds
 
 __all__ = ["calibrate"]
 
@@ -27,11 +27,6 @@ def calibrate(run: LoadedRun, settings: SamplingConfig, *, progress: bool = Fals
     They are found by sampling where the folder has none for these weights and settings, and kept
     there. Raises ConfigError where no capacity is asked for, or thresholds were never measured.
     """
-    if settings.capacity is None:
-        raise ConfigError(
-            "no capacity is asked for",
-            remedy="say settings.at(capacity=0.7); 1 is a dense model's",
-        )
     key = _key(run, settings)
     place = run.folder.calibrations / _name(settings, key)
     kept = _read(place, key, (len(run.model.moe_layers), run.config.model.router.num_experts))
@@ -53,7 +48,7 @@ def _key(run: LoadedRun, settings: SamplingConfig) -> dict[str, Any]:
 def _name(settings: SamplingConfig, key: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     return (
-        f"capacity-{settings.capacity:g}-{settings.sampler}-{settings.steps}"
+        f"capacity-{asked_capacity(settings):g}-{settings.sampler}-{settings.steps}"
         f"-guidance-{settings.guidance:g}-{digest}.json"
     )
 

@@ -21,7 +21,7 @@ from diffmoe.sampling.demand import Demand
 from diffmoe.sampling.generate import Moment, generate
 from diffmoe.sampling.solvers import evaluations
 
-__all__ = ["Calibration", "find_thresholds"]
+__all__ = ["Calibration", "asked_capacity", "find_thresholds"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,13 +47,22 @@ class Calibration:
     passes: int  # times that images were sampled in all
 
 
+def asked_capacity(settings: SamplingConfig) -> float:
+    """The capacity that settings ask for; raises ConfigError if they ask for none."""
+    if settings.capacity is None:
+        raise ConfigError(
+            "no capacity is asked for", remedy="say settings.at(capacity=0.7); 1 is a dense model's"
+        )
+    return settings.capacity
+
+
 def find_thresholds(
     model: DiT, config: RunConfig, settings: SamplingConfig, *, progress: bool = False
 ) -> Calibration:
     """Thresholds that make `settings` realise the capacity they ask for, over all classes.
 
     Fresh images, twice as many each time, correct them until the average is known to 0.75 % and
-    agrees as nearly as that lets one tell, or there are more than 4,096 of them. Raises ConfigError
+    agrees as nearly as that lets one tell, or the next would be more than 8,192. Raises ConfigError
     where no capacity is asked for, or the model's tracked thresholds were never measured.
     """
     search = _Search(model, config, settings, progress)
@@ -97,16 +106,11 @@ class _Search:
     def __init__(
         self, model: DiT, config: RunConfig, settings: SamplingConfig, progress: bool
     ) -> None:
-        if settings.capacity is None:
-            raise ConfigError(
-                "no capacity is asked for", remedy="set sampling.capacity, 1 is a dense model's"
-            )
         self.model, self.settings, self.progress = model, settings, progress
         self.config = replace(config, sampling=settings)
-        self.asked, self.level = settings.capacity, settings.capacity_level
+        self.asked, self.level = asked_capacity(settings), settings.capacity_level
         self.passes = 0
         self.spread = 0.0  # standard deviation of capacity between the images of the last pass
-        self._offset = torch.zeros_like(Demand(model, settings.selection).tracked)
         classes = config.model.num_classes
         self._order = permutation(0, "calibration", classes).tolist()
         tracked = RoutingPlan(selection=settings.selection, policy="ema")
@@ -115,7 +119,8 @@ class _Search:
 
     def settled(self, images: range) -> Float[Tensor, "L E"]:
         """The offset under which `images` have what is asked for, or the nearest to it found."""
-        best, offset = (float("inf"), self._offset), self._offset
+        offset = torch.zeros_like(Demand(self.model, self.settings.selection).tracked)
+        best = float("inf"), offset
         for number in range(_MOST_PASSES):
             seen = self.counted(offset, images)
             error = self.error(seen)
@@ -126,8 +131,7 @@ class _Search:
             if torch.equal(wanted, offset):
                 break
             offset = wanted if number < _WHOLE else torch.lerp(offset, wanted, 0.5)
-        self._offset = best[1]
-        return self._offset
+        return best[1]
 
     def error(self, seen: Demand) -> float:
         """The largest relative error of the model, a layer or an expert, and of their average."""
