@@ -1,6 +1,7 @@
 """Where tensors live: the one place that turns a device's name into a device."""
 
 import ctypes
+import os
 import resource
 import sys
 import warnings
@@ -9,15 +10,21 @@ import torch
 
 from diffmoe.errors import ConfigError
 
-__all__ = ["keep_freed_memory", "peak_memory", "resolve_device"]
+__all__ = ["is_first_process", "keep_freed_memory", "peak_memory", "resolve_device"]
 
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 2**10  # bytes of one unit of ru_maxrss
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device `name` means; `auto` is the first accelerator, else the CPU."""
+    """The device `name` means; `auto` is an accelerator if there is one, else the CPU.
+
+    Of several accelerators a process takes the first, or the one of its LOCAL_RANK where a
+    launcher such as torchrun has set that.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and os.environ.get("LOCAL_RANK"):
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that torch is about to forget
@@ -29,6 +36,11 @@ def resolve_device(name: str) -> torch.device:
             remedy="use auto or cpu, or install a torch build for this accelerator",
         ) from error
     return device
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of its job, or the first that a launcher has started."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def peak_memory(device: torch.device) -> float:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from checkpoint.released_model import ReleasedModel, randomized
-from diffmoe import arguments, errors
-from diffmoe.arguments import TrainCommand, parse
+from diffmoe import errors
+from diffmoe.arguments import TrainCommand, parse, parsing
 from diffmoe.cli import main
 from diffmoe.config import FolderData, RunConfig, to_yaml
 from diffmoe.errors import ConfigError, DiffMoEError, ExitCode
@@ -243,14 +243,14 @@ def test_the_values_of_a_sentence_are_whole_at_any_width(
 
 def test_every_misspelt_flag_is_refused_and_nearly_every_one_is_named_right() -> None:
     default = TrainCommand(config=preset("digits-diffmoe"), run=Path("x"))
-    known, right, tried = list(arguments._flags(default)), 0, 0
+    known, right, tried = list(parsing._flags(default)), 0, 0
     for flag in known:
         name = flag.rsplit(".", 1)[-1].lstrip("-")
         at = len(name) // 2
         for wrong in (name[:at] + name[at + 1 :], name[: at - 1] + name[at] + name[at - 1 :]):
             spelt = flag.removesuffix(name) + wrong
             with pytest.raises(ConfigError) as caught:
-                raise arguments._unknown([spelt, "3"], known, "diffmoe train x")
+                raise parsing._unknown([spelt, "3"], known, "diffmoe train x")
             tried += 1
             right += f"did you mean {flag}?" in str(caught.value)
     print(f"{right} of {tried} misspelt flags named right")
@@ -490,7 +490,7 @@ def test_an_error_of_the_system_is_one_sentence_too(
     def broken(name: str) -> RunConfig:
         raise OSError(5, "Input/output error\nof two lines", "disk")
 
-    monkeypatch.setattr("diffmoe.cli.verbs.preset", broken)
+    monkeypatch.setattr("diffmoe.cli.training.preset", broken)
     code, sentence = refused("train digits-diffmoe", capsys)
     assert code == ExitCode.STORAGE
     assert sentence == "a file cannot be read or written (Input/output error of two lines) — disk"

@@ -4,6 +4,7 @@ from diffmoe.checkpoint.files import append_text, new_folder, write_file, write_
 from diffmoe.checkpoint.folder import RunFolder
 from diffmoe.checkpoint.load import LoadedRun, load, load_tensors, refuse_foreign
 from diffmoe.checkpoint.metrics import read_metrics
+from diffmoe.checkpoint.parts import Parts, refuse_foreign_parts
 from diffmoe.checkpoint.released import to_ours, to_released
 from diffmoe.checkpoint.released_config import contradictions, infer_config
 from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
@@ -21,6 +22,7 @@ from diffmoe.checkpoint.store import (
 __all__ = [
     "LoadedRun",
     "Manifest",
+    "Parts",
     "ReleasedFile",
     "RunFolder",
     "append_text",
@@ -37,6 +39,7 @@ __all__ = [
     "read_part",
     "read_released",
     "refuse_foreign",
+    "refuse_foreign_parts",
     "to_ours",
     "to_released",
     "verify",

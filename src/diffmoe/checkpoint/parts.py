@@ -1,0 +1,201 @@
+"""A long work in numbered parts that any number of processes share, and that survives any of them.
+
+A part is a folder that appears by one rename. Who works on a part holds a lock on one byte of a
+file, which the system lets go when the process ends, however it ends: no process has to know of
+another, whether they are ranks of one job, jobs on several machines or the same command again.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from diffmoe.checkpoint.files import (
+    entries,
+    new_folder,
+    remove_folder,
+    storage_errors,
+    write_text,
+)
+from diffmoe.errors import ConfigError, StorageError
+
+__all__ = ["Parts", "refuse_foreign_parts"]
+
+_KEY, _LOCK, _PART = "work.json", ".lock", "part-"
+
+
+@dataclass
+class Parts:
+    """The parts of one work, done and still to do; made by `Parts.opened`."""
+
+    folder: Path
+    count: int
+    _lock: IO[bytes] = field(repr=False)
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, folder: Path, count: int, key: dict[str, Any], finished: Callable[[], bool]
+    ) -> Iterator["Parts | None"]:
+        """The parts in `folder`, begun or gone on with; None if `finished` says the work is done.
+
+        `key` is all that the result depends on. Raises ConfigError if the folder holds parts of
+        another key, StorageError if it is something else or cannot be written.
+        """
+        refuse_foreign_parts(folder)
+        key = json.loads(json.dumps(key, default=str))
+        with storage_errors("parts", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / _LOCK).open("a+b")
+        with lock:
+            parts = cls(folder, count, lock)
+            if finished():  # since the caller looked, or killed before it could tidy up
+                parts._tidy(key)
+                yield None
+                return
+            parts._claim_key(key)
+            yield parts
+
+    def path(self, number: int) -> Path:
+        """Where a part lies once it is done."""
+        return self.folder / f"{_PART}{number:06d}"
+
+    def is_done(self, number: int) -> bool:
+        """Whether a part is there."""
+        return self.path(number).is_dir()
+
+    @property
+    def done(self) -> list[int]:
+        """The numbers of the parts that are there."""
+        names = {entry.name for entry in entries(self.folder)}
+        return [n for n in range(self.count) if self.path(n).name in names]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every part is there."""
+        return len(self.done) == self.count
+
+    @property
+    def is_over(self) -> bool:
+        """Whether another process has ended the work and removed its parts."""
+        try:
+            there = (self.folder / _LOCK).stat()
+        except OSError:
+            return True
+        return not os.path.samestat(os.fstat(self._lock.fileno()), there)
+
+    @contextmanager
+    def claimed(self, number: int) -> Iterator[Path | None]:
+        """A folder to fill that becomes part `number` if the block succeeds.
+
+        None where the part is done, or another process works on it.
+        """
+        with self._held(number) as mine:
+            # Asked in this order: parts that vanish as the work ends look as if never done.
+            if not mine or self.is_done(number) or self.is_over:
+                yield None
+                return
+            self._sweep(number)
+            with new_folder(self.path(number)) as aside:
+                yield aside
+
+    @contextmanager
+    def ending(self) -> Iterator[bool]:
+        """Whether this process is to put the parts together: one does, once every part is there.
+
+        If the block succeeds the parts are removed.
+        """
+        with self._held(self.count) as mine:
+            if not mine or not self.is_whole or self.is_over:
+                yield False
+                return
+            yield True
+            remove_folder(self.folder)
+
+    @contextmanager
+    def _held(self, number: int) -> Iterator[bool]:
+        """Whether the lock on a number could be had, held as long as the block runs."""
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            raise StorageError(
+                f"files cannot be locked here ({error.strerror})",
+                where=str(self.folder),
+                remedy="work on a file system with locks, and copy the result",
+            ) from error
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, number)
+
+    def _sweep(self, number: int) -> None:
+        """Remove what a process left that was killed at this part."""
+        for left in self.folder.glob(f".tmp-{self.path(number).name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _claim_key(self, key: dict[str, Any]) -> None:
+        """Note what the parts are of, or see that it is the same; without parts it may change."""
+        place = self.folder / _KEY
+        found = _read_key(place)
+        if found == key:
+            return
+        if found is not None and self.done:
+            raise ConfigError(
+                f"an unfinished work of other settings lies here: {_difference(found, key)}",
+                where=str(self.folder),
+                remedy="finish it with the command that began it, remove the folder, or choose"
+                " another --out",
+            )
+        write_text(place, json.dumps(key, indent=1))
+
+    def _tidy(self, key: dict[str, Any]) -> None:
+        """Remove parts of a work that is done, unless they are of another one or in use."""
+        with self._held(self.count) as mine:
+            if mine and not self.is_over and _read_key(self.folder / _KEY) in (None, key):
+                remove_folder(self.folder)
+
+
+def refuse_foreign_parts(folder: Path) -> None:
+    """Raise StorageError if a folder of parts would lie where something else lies."""
+    others = [e.name for e in entries(folder) if not _is_ours(e)]
+    is_file = (folder.exists() or folder.is_symlink()) and not folder.is_dir()
+    if is_file or others:
+        raise StorageError(
+            f"{others[0] if others else folder.name} lies where parts are to be kept",
+            where=str(folder),
+            remedy="choose another --out",
+        )
+
+
+def _is_ours(entry: Path) -> bool:
+    return entry.name in (_KEY, _LOCK) or entry.name.startswith((_PART, ".tmp-"))
+
+
+def _read_key(place: Path) -> Any:
+    """What parts are of; None where it cannot be read."""
+    try:
+        return json.loads(place.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _difference(found: Any, wanted: Any, name: str = "") -> str:
+    """The first thing in which two records differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*found, *wanted]:
+            if found.get(key) != wanted.get(key):
+                return _difference(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+    return f"{name or 'all'} {_short(found)} -> {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

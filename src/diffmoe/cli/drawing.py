@@ -1,0 +1,82 @@
+"""The verbs that draw from a run: sample, report, analyze and sweep."""
+
+from diffmoe.arguments import (
+    AnalyzeCommand,
+    ReportCommand,
+    SampleCommand,
+    SweepCommand,
+    parse,
+)
+from diffmoe.cli.words import config_of, first, of_run
+from diffmoe.console import report_lines
+
+__all__ = ["analyze", "report", "sample", "sweep"]
+
+
+def sample(words: list[str]) -> None:
+    """Draw images from a run."""
+    name, rest = first(words, "sample", "RUN", SampleCommand)
+    config = config_of(name)
+    default = SampleCommand(settings=config.sampling)
+    command = parse(SampleCommand, default, rest, f"diffmoe sample {name}")
+    from diffmoe.experiments import request, sample
+
+    classes = config.model.num_classes
+    labels, seeds = request(command.labels, command.seeds, command.count, classes)
+    path = sample(
+        name,
+        labels,
+        seeds,
+        settings=command.settings,
+        out=command.out,
+        device=command.device,
+        capture=command.capture,
+        progress=not command.quiet,
+    )
+    print(f"{len(labels)} images: {path}")
+    print(f"all at a glance: {path / 'sheet.png'}")
+
+
+def report(words: list[str]) -> None:
+    """Sample a run and write its report."""
+    name, _, shared = of_run("report", ReportCommand, words)
+    from diffmoe.experiments import report
+
+    print("\n".join(report_lines(report(name, **shared))))
+
+
+def analyze(words: list[str]) -> None:
+    """Write where the compute of a run goes."""
+    name, command, shared = of_run("analyze", AnalyzeCommand, words)
+    from diffmoe.device import keep_freed_memory
+    from diffmoe.experiments import analyze
+
+    keep_freed_memory()
+    found = analyze(
+        name,
+        classes=command.classes,
+        maps=command.maps,
+        frames=command.frames,
+        out=command.out,
+        **shared,
+    )
+    print("\n".join([*found.lines, f"all of it: {found.page}"]))
+
+
+def sweep(words: list[str]) -> None:
+    """Draw quality against capacity and time."""
+    name, command, shared = of_run("sweep", SweepCommand, words)
+    from diffmoe.device import keep_freed_memory
+    from diffmoe.experiments import sweep
+
+    keep_freed_memory()
+    found = sweep(
+        name,
+        capacities=command.capacities or None,
+        gammas=command.gammas,
+        level=command.level,
+        search=command.search,
+        out=command.out,
+        **shared,
+    )
+    print("\n".join(found.lines()))

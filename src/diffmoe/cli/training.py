@@ -1,0 +1,92 @@
+"""The verbs that train: demo and train."""
+
+import os
+import shlex
+from pathlib import Path
+
+from diffmoe.arguments import DemoCommand, TrainCommand, parse
+from diffmoe.cli.words import config_of, first, refuse_nameless
+from diffmoe.config import nearest, to_yaml
+from diffmoe.console import needs_lines, program, report_lines
+from diffmoe.errors import ConfigError, DiffMoEError
+from diffmoe.presets import PRESETS, preset
+
+__all__ = ["demo", "train"]
+
+
+def demo(words: list[str]) -> None:
+    """Train on real digits, sample, score and report."""
+    command = parse(DemoCommand, DemoCommand(), words, "diffmoe demo")
+    refuse_nameless(words)
+    from diffmoe.device import keep_freed_memory
+    from diffmoe.experiments import demo
+
+    keep_freed_memory()
+    found = demo(
+        command.run,
+        steps=command.steps,
+        count=command.count,
+        command=shlex.join(["diffmoe", "demo", *words]),
+        progress=not command.quiet,
+    )
+    print("\n".join(report_lines(found)))
+    run = shlex.quote(str(command.run))
+    print(f"next: {program()} sample {run} --labels 3 3 7 --seeds 0 1 2")
+
+
+def train(words: list[str]) -> None:
+    """Train a preset, or go on with a run."""
+    name, rest = first(words, "train", "PRESET|RUN", TrainCommand)
+    default = _preset_or_run(name)
+    command = parse(TrainCommand, default, rest, f"diffmoe train {name}")
+    refuse_nameless(rest)
+    if command.dry_run:
+        from diffmoe.experiments import needs
+
+        print(to_yaml(command.config))
+        print("\n".join(needs_lines(needs(command.config))))
+        return
+    _refuse_several_processes()
+    from diffmoe.device import keep_freed_memory
+    from diffmoe.training import train
+
+    keep_freed_memory()
+    steps, finished = command.config.loop.steps, _is_finished(command)
+    train(command.config, command.run, progress=not command.quiet)
+    print(
+        f"{'nothing left to do, trained' if finished else 'trained'} {steps} steps: {command.run}"
+    )
+    print(f"next: {program()} report {shlex.quote(str(command.run))}")
+
+
+def _preset_or_run(name: str) -> TrainCommand:
+    """Where training begins: with a preset, or with the run of that name."""
+    folder = Path(name)
+    if name not in PRESETS and not folder.is_dir():
+        if folder.name != name or nearest(name, list(PRESETS)) is None:
+            raise ConfigError(
+                f"there is neither a preset nor a run of the name {name!r}",
+                remedy="see diffmoe presets, and give a new run's folder as --run",
+            )
+    elif name not in PRESETS or (folder / "config.yaml").is_file():
+        return TrainCommand(config=config_of(name), run=folder)
+    return TrainCommand(config=preset(name), run=Path("runs") / name)
+
+
+def _is_finished(command: TrainCommand) -> bool:
+    """Whether a run has its steps; checkpoints are verified only if they say so."""
+    from diffmoe.checkpoint import RunFolder, claimed_step, newest_checkpoint
+
+    place = RunFolder(command.run).checkpoints
+    if claimed_step(place) != command.config.loop.steps:
+        return False
+    found = newest_checkpoint(place)
+    return found is not None and found[1].step == command.config.loop.steps
+
+
+def _refuse_several_processes() -> None:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        raise DiffMoEError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but training runs in one process",
+            remedy="start it without torchrun",
+        )
