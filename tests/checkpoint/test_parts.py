@@ -23,21 +23,20 @@ target, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 with Parts.opened(target.with_suffix(".parts"), {COUNT}, {KEY!r}, target.exists) as parts:
     if parts is None:
         sys.exit(0)
-    for number in range(parts.count):
-        with parts.claimed(number) as aside:
-            if aside is None:
-                continue
-            (aside / "half").write_text("")
-            time.sleep(seconds)
-            (aside / "square").write_text(str(number**2))
-            with log.open("a") as lines:
-                lines.write(f"{{number}}\\n")
-    with parts.ending() as mine:
-        if mine:
-            squares = [(parts.path(n) / "square").read_text() for n in range(parts.count)]
-            with log.open("a") as lines:
-                lines.write("end\\n")
-            write_text(target, " ".join(squares))
+    def make(number, folder):
+        (folder / "half").write_text("")
+        time.sleep(seconds)
+        (folder / "square").write_text(str(number**2))
+        with log.open("a") as lines:
+            lines.write(f"{{number}}\\n")
+    def assemble():
+        squares = [(parts.path(n) / "square").read_text() for n in range(parts.count)]
+        with log.open("a") as lines:
+            lines.write("end\\n")
+        write_text(target, " ".join(squares))
+    parts.fill(make)
+    parts.end(assemble, target.exists)
+assert target.exists()
 """
 WHOLE = " ".join(str(n**2) for n in range(COUNT))
 
@@ -138,6 +137,36 @@ def test_parts_of_other_settings_are_refused_once_there_is_one(tmp_path: Path) -
         pass
     with opened(tmp_path) as parts:
         assert parts.done == [0]
+
+
+def test_what_a_killed_process_was_at_is_taken_over(tmp_path: Path) -> None:
+    slow = start(tmp_path, 30)
+    while not list((tmp_path / "squares.parts").glob(".tmp-part-000000-*")):
+        time.sleep(0.01)
+    other = start(tmp_path)
+    while len(list((tmp_path / "squares.parts").glob("part-*"))) < COUNT - 1:
+        time.sleep(0.01)
+    assert other.poll() is None  # it waits for the part that is not its own
+    slow.kill()
+    slow.wait()
+    assert other.wait(60) == 0
+    assert (tmp_path / "squares").read_text() == WHOLE
+
+
+def test_a_result_that_vanished_is_told(tmp_path: Path) -> None:
+    with opened(tmp_path) as late:
+        assert start(tmp_path).wait(60) == 0
+        with pytest.raises(StorageError, match="its result is gone"):
+            late.end(lambda: None, lambda: False)
+
+
+def test_how_far_the_work_is_can_be_watched(tmp_path: Path) -> None:
+    told: list[int] = []
+    with opened(tmp_path) as parts:
+        with parts.claimed(4):
+            pass
+        parts.fill(lambda number, folder: None, told.append)
+    assert told == list(range(2, COUNT + 1))
 
 
 def test_parts_left_by_a_kill_at_the_very_end_go_with_the_next_command(tmp_path: Path) -> None:

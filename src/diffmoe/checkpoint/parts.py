@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from diffmoe.errors import ConfigError, StorageError
 __all__ = ["Parts", "refuse_foreign_parts"]
 
 _KEY, _LOCK, _PART = "work.json", ".lock", "part-"
+_PATIENCE = 0.2  # seconds between two looks at what other processes do
 
 
 @dataclass
@@ -88,6 +90,48 @@ class Parts:
         except OSError:
             return True
         return not os.path.samestat(os.fstat(self._lock.fileno()), there)
+
+    def fill(
+        self, make: Callable[[int, Path], object], tell: Callable[[int], object] | None = None
+    ) -> None:
+        """Call `make(number, folder)` for each part that is not there, until all are.
+
+        What other processes are at is waited for, and made here should they die. `tell` is called
+        with the number of parts that are there whenever it may have changed.
+        """
+        while not self.is_over:
+            for number in range(self.count):
+                with self.claimed(number) as folder:
+                    if folder is None:
+                        continue
+                    make(number, folder)
+                if tell is not None:
+                    tell(len(self.done))
+            if self.is_whole:
+                return
+            if tell is not None:
+                tell(len(self.done))
+            time.sleep(_PATIENCE)
+
+    def end(self, assemble: Callable[[], object], finished: Callable[[], bool]) -> None:
+        """See to it that one process calls `assemble`, which makes `finished` true."""
+        while not finished():
+            with self.ending() as mine:
+                if mine:
+                    assemble()
+            if mine:
+                return
+            if self.is_over and not finished():
+                raise StorageError(
+                    "another process ended the work, and its result is gone",
+                    where=str(self.folder),
+                    remedy="give the same command again",
+                )
+            time.sleep(_PATIENCE)
+
+    def scratch(self, name: str) -> Path:
+        """A place for a file that is of no use once the work has ended."""
+        return self.folder / f".tmp-{name}"
 
     @contextmanager
     def claimed(self, number: int) -> Iterator[Path | None]:
