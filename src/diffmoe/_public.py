@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from diffmoe.checkpoint import load
 from diffmoe.config import RunConfig, SamplingConfig
-from diffmoe.experiments import analyze, report
+from diffmoe.experiments import analyze, evaluate, prepare, report
 from diffmoe.model import RoutingPlan, build_model
 from diffmoe.objective import build_objective
 from diffmoe.presets import preset
@@ -23,8 +23,10 @@ __all__ = [
     "build_model",
     "build_objective",
     "calibrate",
+    "evaluate",
     "generate",
     "load",
+    "prepare",
     "preset",
     "report",
     "train",

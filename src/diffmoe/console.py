@@ -7,16 +7,17 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffmoe.errors import StorageError
 from diffmoe.presets import PRESETS
 
 if TYPE_CHECKING:
-    from diffmoe.experiments import Converted, Needs, RunReport
+    from diffmoe.experiments import Converted, Evaluated, Needs, RunReport
 
 __all__ = [
     "conversion_lines",
+    "evaluation_lines",
     "needs_lines",
     "preset_lines",
     "program",
@@ -90,6 +91,42 @@ def report_lines(found: "RunReport") -> list[str]:
     """The findings of a report, and where it lies."""
     figures = ", ".join(str(path) for path in found.figures.values())
     return [*found.findings, f"report: {found.page}", f"figures: {figures}"]
+
+
+def evaluation_lines(found: "Evaluated") -> list[str]:
+    """What was compared with what, the numbers, and what to say beside them."""
+    protocol = found.content["protocol"]
+    width = max(map(len, found.values))
+    return [
+        *_compared("samples", protocol["samples"]),
+        *_compared("reference", protocol["reference"]),
+        _network_line(protocol["network"]),
+        "",
+        *(
+            f"{name:<{width}}  {value:>12.6g}{_apart(found.content['deviations'].get(name))}"
+            for name, value in found.values.items()
+        ),
+        *(f"caution: {sentence}" for sentence in found.cautions),
+        f"all of it: {found.path}",
+    ]
+
+
+def _compared(what: str, told: dict[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    size = " x ".join(map(str, told["side"])) if told.get("side") else "unknown size"
+    count = "unknown" if told.get("count") is None else f"{told['count']:,}"
+    return [f"{what:<10} {told['place']}: {count} images of {size}"]
+
+
+def _network_line(told: dict[str, Any]) -> str:
+    known = told.get("held_out_accuracy")
+    judge = "" if known is None else f", reads {known:.1%} of held-out images right"
+    return f"{'network':<10} {told['name']}, sha256 {told['sha256'][:16]}{judge}"
+
+
+def _apart(deviation: float | None) -> str:
+    return "" if deviation is None else f" ± {deviation:.3g}"
 
 
 def conversion_lines(done: "Converted") -> list[str]:

@@ -1,10 +1,12 @@
 """The capacity trace against a count of every pair of every evaluation."""
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny
 import trained
@@ -63,6 +65,7 @@ SETTINGS = [
     {"sampler": "ancestral", "selection": "gate", "guidance": 2.0},
     {"sampler": "dopri5", "rtol": 0.5, "atol": 0.5, "steps": 250},
     {"policy": "constant", "gamma": 0.9},
+    {"max_capacity": 0.75},
 ]
 
 
@@ -145,3 +148,41 @@ def test_pairs_above_a_cap_are_counted_as_dropped() -> None:
     assert capped.dropped == lost > 0 and free.dropped == 0 == free.dropped_share
     assert capped.dropped_share == pytest.approx(lost / (lost + float(capped.pairs.sum())))
     assert capped.average <= 0.75 < free.average
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_traces_of_parts_add_up_to_that_of_all_images(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Those of files too, bit for bit."""
+    run = trained.config(**{"batch": 2} | settings)
+    whole, parts = CapacityTrace.empty(run, run.sampling.steps), []
+    for images in (range(2), range(2, 5)):
+        labels, seeds = [LABELS[i] for i in images], list(images)
+        parts.append(CapacityTrace.empty(run, 1 if images.start else run.sampling.steps))
+        generate(trained.network(run), run, labels, seeds, callback=parts[-1])
+    for part in parts:
+        save_file(part.tensors, tmp_path / "trace")
+        again = CapacityTrace.of_tensors(load_file(tmp_path / "trace"))
+        assert again.times == part.times and again.tokens == part.tokens
+        assert again.dropped == part.dropped
+        for name, values in part.tensors.items():
+            assert torch.equal(again.tensors[name], values)
+        whole.add(again)
+    if settings.get("selection") == "pool":
+        return  # the images of a batch are another pool
+    wanted, _ = sampled(run)
+    assert whole.average == pytest.approx(wanted.average, rel=1e-12)
+    assert whole.dropped == wanted.dropped and whole.times == wanted.times
+    torch.testing.assert_close(whole.per_step, wanted.per_step, rtol=1e-6, atol=0)
+    torch.testing.assert_close(whole.per_class, wanted.per_class, equal_nan=True, rtol=1e-6, atol=0)
+    assert whole.rows.tolist() == wanted.rows.tolist()
+
+
+def test_a_trace_of_fewer_steps_takes_in_one_of_more() -> None:
+    run = trained.config()
+    one, other = CapacityTrace.empty(run, 1), sampled(run)[0]
+    for _ in range(2):
+        one.add(other)
+    assert one.per_step.tolist() == other.per_step.tolist() and one.times == other.times
+    assert one.dropped_share == other.dropped_share and one.step_images.tolist() == [10] * 4

@@ -212,6 +212,53 @@ def test_a_folder_with_an_unreadable_config_is_not_taken_over(text: str, tmp_pat
     assert folder.config.read_text() == text
 
 
+# ---- what its classes are called
+
+
+NAMES = (
+    *("tench, Tinca tinca", 'a "quoted" <name>', "日本 é", "", " spaces ", "1"),
+    *("two\nlines", "a\r\nb\x85c\u2028d", "back\\slash", r"\n \u000a \\", "tab\tand\0null"),
+)
+
+
+def test_class_names_come_back_as_they_were(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    assert folder.class_names == ()
+    folder.keep_class_names(NAMES)
+    assert folder.class_names == NAMES
+    lines = (folder.path / "classes.txt").read_bytes().decode("utf-8").splitlines()
+    assert len(lines) == len(NAMES) and lines[0] == NAMES[0]
+    for names in ((), ("",), ("a", ""), ("", "a")):
+        folder.keep_class_names(names)
+        assert folder.class_names == names
+
+
+def test_class_names_written_by_hand(tmp_path: Path) -> None:
+    for content, names in (
+        (b"cat\ndog", ("cat", "dog")),
+        (b"caf\xe9\nb\n", ("caf\ufffd", "b")),
+        (b"a\\b\n\\ud800\n", ("a\\b", "\\ud800")),
+        (b"", ()),
+    ):
+        (tmp_path / "classes.txt").write_bytes(content)
+        assert RunFolder(tmp_path).class_names == names
+
+
+def test_a_class_name_that_is_no_text_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    folder.keep_class_names(["caf\udce9"])
+    (name,) = folder.class_names
+    assert name.startswith("caf") and name.encode("utf-8")
+
+
+def test_a_lock_sweeps_half_written_class_names(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    folder.keep_class_names(["a"])
+    (folder.path / ".tmp-classes-x.txt").touch()
+    made(tmp_path / "run")
+    assert not list(folder.path.glob(".tmp-classes*")) and folder.class_names == ("a",)
+
+
 # ---- one job at a time
 
 

@@ -140,7 +140,7 @@ TYPED: list[tuple[str, int, str]] = [
     ("train digits-diffmoe --model.num-classes 9", 2, "model.num_classes 9 is less than the 10"),
     ("train dit-s-flow", 2, "data.path is not set — set --data.path"),
     ("train dit-s-flow --data.path nowhere", 2, "data.path does not exist — "),
-    ("train dit-s-flow --data.path file", 2, "data.path is a file, not a folder — "),
+    ("train dit-s-flow --data.path file", 2, "data.path is a file and no archive — "),
     # samples that cannot be
     ("sample run --labels 10", 2, "label 10 is the null class of guidance, not a class — use"),
     ("sample run --labels 3 11", 2, "label 11 is out of range — the model has classes 0..9"),
@@ -502,7 +502,7 @@ def test_places_are_refused_before_anything_is_drawn(
     def drawn(*_: object, **__: object) -> None:
         raise AssertionError("minutes of work")
 
-    monkeypatch.setattr("diffmoe.experiments.draw.generate", drawn)
+    monkeypatch.setattr("diffmoe.experiments.draw.Prepared.of", drawn)
     (home / "out").mkdir()
     (home / "out" / "mine.txt").write_text("kept")
     for place in ("file", "file/below", "run", ".", "out", "/proc/here"):

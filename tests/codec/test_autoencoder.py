@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,31 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffmoe.codec import build_codec
-from diffmoe.config import AutoencoderCodec
+from autoencoders import autoencoder
+from autoencoders import codec_config as config
+from diffmoe.codec import build_codec, find_autoencoder, open_autoencoder
 from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, StorageError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def autoencoder(**changes: Any) -> Any:
-    """A random AutoencoderKL of factor 2 with 5 latent channels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from diffusers import AutoencoderKL
-
-    options = {
-        "block_out_channels": (4, 8),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "latent_channels": 5,
-        "norm_num_groups": 2,
-        "scaling_factor": 0.5,
-        "shift_factor": 0.25,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoencoderKL(**(options | changes)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +48,6 @@ def offline(monkeypatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     yield
-
-
-def config(path: Path | str) -> AutoencoderCodec:
-    return AutoencoderCodec(path=str(path), factor=2, scale=0.5, shift=0.25)
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -271,3 +247,53 @@ def test_an_autoencoder_of_grey_images(tmp_path: Path) -> None:
 def test_latents_of_other_channels_are_not_decoded(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"latents of 4 channels .* the autoencoder has 5"):
         build_codec(config(saved), "cpu").decode(noise(1, 4, 4, 4))
+
+
+# ---- without a config, and without a network
+
+
+def test_an_autoencoder_knows_its_own_factor_scale_and_shift(saved: Path) -> None:
+    made = open_autoencoder(str(saved), "cpu", flag="autoencoder")
+    assert made.config == config(saved)
+    assert made.identity == build_codec(config(saved), "cpu").identity
+
+
+def test_an_autoencoder_without_a_shift_has_none(tmp_path: Path) -> None:
+    three = {
+        "block_out_channels": (4, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    }
+    autoencoder(shift_factor=None, **three).save_pretrained(tmp_path)
+    made = open_autoencoder(str(tmp_path), "cpu", flag="autoencoder")
+    own = made.config
+    assert (own.factor, own.scale, own.shift) == (4, 0.5, 0.0)
+    assert made.moments(noise(1, 3, 16, 16)).shape == (1, 2, 5, 4, 4)
+
+
+def test_a_message_names_the_flag_that_was_given(offline, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, what in (
+        ("nowhere", "autoencoder 'nowhere' does not exist"),
+        ("empty", "set --autoencoder to a folder that"),
+        ("some-one/some", "autoencoder some-one/some cannot be loaded"),
+    ):
+        with pytest.raises(ConfigError, match=what) as caught:
+            open_autoencoder(name, "cpu", flag="autoencoder")
+        assert "codec.path" not in str(caught.value)
+
+
+def test_moments_are_the_posterior_as_it_is(saved: Path) -> None:
+    pixels = noise(20, 3, 8, 8).clamp(-1, 1)
+    moments = build_codec(config(saved), "cpu").moments(pixels)
+    with torch.no_grad():
+        posteriors = [autoencoder().encode(p[None]).latent_dist for p in pixels]
+    expected = [torch.stack([p.mean, p.std], dim=1) for p in posteriors]
+    torch.testing.assert_close(moments, torch.cat(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_only_an_autoencoder_at_hand_is_found(offline, saved: Path, tmp_path: Path) -> None:
+    assert find_autoencoder(config(tmp_path / "nowhere")) is None
+    assert find_autoencoder(config("some-one/some-autoencoder")) is None
+    found = find_autoencoder(config(saved))
+    assert found is not None and found.channels == 5

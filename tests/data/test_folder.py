@@ -11,12 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diffmoe.data import ImageFolderSource, open_source, read_image
+from diffmoe.data import ImageSource, decode_image, open_pictures, open_source
 from diffmoe.errors import ConfigError, DataError, ExitCode
 
 
-def opened(folder: Path, channels: int = 3) -> ImageFolderSource:
-    return ImageFolderSource(folder, channels=channels, side=8)
+def opened(folder: Path, channels: int = 3, side: int = 8) -> ImageSource:
+    return ImageSource(open_pictures(folder), channels=channels, side=side)
+
+
+def path(source: ImageSource, index: int) -> Path:
+    return Path(source.pictures.name(index))
 
 
 def test_classes_and_images_are_in_the_order_of_their_names(images: Path) -> None:
@@ -25,13 +29,13 @@ def test_classes_and_images_are_in_the_order_of_their_names(images: Path) -> Non
     assert source.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 9
     assert source.labels.dtype == torch.int64
     assert (len(source), source.shape, source.encoded) == (22, (3, 8, 8), False)
-    assert source.path(7) == images / "cat" / "1.png"
+    assert path(source, 7) == images / "cat" / "1.png"
 
 
 def test_an_image_is_read_and_mirrored(images: Path) -> None:
     source = opened(images)
     image = source.load(8, False)
-    assert torch.equal(image, read_image(source.path(8), 8, channels=3, side=8))
+    assert torch.equal(image, decode_image(path(source, 8).read_bytes(), "", 8, channels=3, side=8))
     assert torch.equal(source.load(8, True), image.flip(-1))
 
 
@@ -46,7 +50,7 @@ def test_extensions_nesting_and_hidden_names(images: Path) -> None:
     source = opened(images)
     assert len(source) == 22 + 5
     assert source.class_names == ("bird", "cat", "dog")
-    read = {source.path(i).name for i in range(len(source)) if source.load(i, False) is not None}
+    read = {path(source, i).name for i in range(len(source)) if source.load(i, False) is not None}
     assert {"deep.JPEG", "big.JPG", "a.webp", "b.bmp", "é ü.png"} < read
 
 
@@ -59,7 +63,7 @@ def test_a_damaged_image_is_named_with_its_index(images: Path) -> None:
 def test_a_dead_link_and_a_deleted_image_are_named(images: Path) -> None:
     (images / "bird" / "gone.png").symlink_to(images / "nowhere.png")
     source = opened(images)
-    index = [source.path(i).name for i in range(len(source))].index("gone.png")
+    index = [path(source, i).name for i in range(len(source))].index("gone.png")
     with pytest.raises(DataError, match=rf"image {index} .*No such file.*gone\.png"):
         source.load(index, False)
 
@@ -107,10 +111,15 @@ def test_an_empty_class_is_named(images: Path, make_config) -> None:
 
 def test_an_unset_absent_or_wrong_path(tmp_path: Path, make_config) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "text").write_text("no archive")
+    os.mkfifo(tmp_path / "pipe")
     for path, pieces in (
         (None, r"data\.path is not set — set --data\.path to a folder"),
         (tmp_path / "nowhere", r"data\.path does not exist — .*nowhere — set --data\.path"),
-        (tmp_path / "file", r"data\.path is a file, not a folder — .*file — set --data\.path"),
+        (tmp_path / "file", r"data\.path is an empty file — .*file — set --data\.path"),
+        (tmp_path / "text", r"data\.path is a file and no archive — .*text — set --data\.path"),
+        (tmp_path / "text" / "x", r"data\.path does not exist — .*text/x — set --data\.path"),
+        (tmp_path / "pipe", r"data\.path is neither file nor folder — .*pipe — set --data\.path"),
     ):
         with pytest.raises(ConfigError, match=pieces) as caught:
             open_source(make_config(path))
@@ -177,7 +186,7 @@ def test_a_fingerprint_is_that_of_the_images_not_of_their_place(
     linked = tmp_path / "linked"
     linked.symlink_to(images)
     assert fingerprint(linked) == before
-    assert ImageFolderSource(images, channels=1, side=4).fingerprint == before
+    assert opened(images, channels=1, side=4).fingerprint == before
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -233,6 +242,12 @@ def test_a_fingerprint_leaves_unreadable_images_to_their_reader(images: Path) ->
 def test_channels_that_no_image_has(images: Path, make_config) -> None:
     with pytest.raises(ConfigError, match=r"model\.channels 4 does not fit images"):
         open_source(make_config(images, channels=4, out_channels=4))
+
+
+def test_pictures_without_labels_are_nothing_to_train_on(images: Path) -> None:
+    loose = open_pictures(images / "cat", labelled=False)
+    with pytest.raises(ConfigError, match="pictures without labels are nothing to train on"):
+        ImageSource(loose, channels=3, side=8)
 
 
 def test_images_have_the_channels_of_the_model(images: Path, make_config) -> None:

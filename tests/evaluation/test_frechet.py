@@ -59,6 +59,22 @@ def test_it_is_sound_when_a_covariance_is_rank_deficient(rank1: int, rank2: int)
     assert frechet_distance(one, other) == pytest.approx(by_eigenvalues(one, other), rel=1e-6)
 
 
+@pytest.mark.parametrize("width", [5, 64])
+@pytest.mark.parametrize(("count", "rank"), [(100, 64), (500, 64), (100, 3), (40, 64)])
+def test_features_are_at_the_distance_of_an_independent_computation(
+    count: int, rank: int, width: int
+) -> None:
+    """From the features to the number in numpy; few samples or directions leave no full rank."""
+    mix = tiny.normals(rank, width, seed=2)
+    sets = [shift + tiny.normals(count, rank, seed=shift) @ mix for shift in (0, 1)]
+    means = [x.numpy().mean(axis=0) for x in sets]
+    first, second = (np.cov(x.numpy(), rowvar=False) for x in sets)
+    roots = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()
+    wanted = ((means[0] - means[1]) ** 2).sum() + np.trace(first + second) - 2 * roots
+    found = frechet_distance(*(Moments.of(x.float()) for x in sets))
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
 @pytest.mark.parametrize("rank", [0, 3, 40, 64])
 def test_nothing_is_at_no_distance_from_itself(rank: int) -> None:
     one = moments(64, rank, 0)

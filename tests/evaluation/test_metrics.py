@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 import tiny
-from diffmoe.errors import ConfigError
-from diffmoe.evaluation.metrics import inception_score, kernel_distance
+from diffmoe.errors import ConfigError, DataError
+from diffmoe.evaluation.metrics import (
+    Estimate,
+    InceptionScoreSums,
+    inception_score,
+    kernel_distance,
+)
 from diffmoe.randomness import permutation
 
 PROBABILITIES = (2 * tiny.normals(47, 6)).softmax(dim=1)
@@ -62,6 +67,93 @@ def test_what_are_no_probabilities_is_refused(values: Tensor) -> None:
 def test_splits_that_cannot_be_made_are_refused(splits: int, count: int) -> None:
     with pytest.raises(ConfigError, match=f"splits {splits} cannot be made of {count}"):
         inception_score(PROBABILITIES[:count], splits=splits)
+
+
+# --- inception score of parts -------------------------------------------------------------------
+
+
+def summed(parts: list[tuple[int, int]], **how: int) -> InceptionScoreSums:
+    sums = InceptionScoreSums(47, **how)
+    for start, end in parts:
+        sums.add(start, PROBABILITIES[start:end])
+    return sums
+
+
+def assert_equal(found: Estimate, wanted: Estimate) -> None:
+    assert found.mean == pytest.approx(wanted.mean, rel=1e-12)
+    assert found.deviation == pytest.approx(wanted.deviation, rel=1e-12, abs=1e-13)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(0, 47)],
+        [(i, i + 1) for i in range(47)],
+        [(40, 47), (0, 13), (13, 13), (13, 40)],
+        [(i, min(i + 8, 47)) for i in range(40, -1, -8)],
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"splits": 1}, {"splits": 47}, {"splits": 3, "seed": 5}])
+def test_parts_in_any_order_give_the_score_of_the_whole(
+    parts: list[tuple[int, int]], how: dict[str, int]
+) -> None:
+    assert_equal(summed(parts, **how).estimate(), inception_score(PROBABILITIES, **how))
+
+
+def test_processes_merge() -> None:
+    one, other = summed([(0, 9), (20, 30)]), summed([(30, 47), (9, 20)])
+    one.merge(InceptionScoreSums(47))
+    empty = InceptionScoreSums(47)
+    empty.merge(other)
+    one.merge(empty)
+    assert_equal(one.estimate(), inception_score(PROBABILITIES))
+
+
+def test_sure_probabilities_in_single_precision_are_summed_in_double() -> None:
+    sure = torch.eye(7).repeat(30, 1)
+    sums = InceptionScoreSums(210)
+    for start in range(0, 210, 10):
+        sums.add(start, sure[start : start + 10])
+    assert_equal(sums.estimate(), inception_score(sure))
+    rough = PROBABILITIES.float()
+    sums = InceptionScoreSums(47)
+    sums.add(0, rough)
+    assert_equal(sums.estimate(), inception_score(rough))
+
+
+def test_a_sample_counts_once() -> None:
+    sums = summed([(0, 20)])
+    with pytest.raises(DataError, match="3 samples would count twice"):
+        sums.add(17, PROBABILITIES[17:30])
+    with pytest.raises(DataError, match="5 samples would count twice"):
+        sums.merge(summed([(15, 25)]))
+    with pytest.raises(DataError, match="27 of 47 samples are missing"):
+        sums.estimate()
+    sums.add(20, PROBABILITIES[20:])
+    assert_equal(sums.estimate(), inception_score(PROBABILITIES))
+
+
+@pytest.mark.parametrize("start", [-1, 40])
+def test_a_sample_outside_of_the_set_is_refused(start: int) -> None:
+    with pytest.raises(ConfigError, match="are not among 47"):
+        InceptionScoreSums(47).add(start, PROBABILITIES[:10])
+
+
+@pytest.mark.parametrize("how", [{"splits": 3}, {"seed": 1}])
+def test_other_splits_do_not_merge(how: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="other sets or splits cannot be merged"):
+        summed([(0, 9)]).merge(summed([(9, 47)], **how))
+
+
+def test_what_cannot_be_summed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give the softmax of the logits"):
+        InceptionScoreSums(20).add(0, tiny.normals(20, 4))
+    with pytest.raises(ConfigError, match="splits 10 cannot be made of 9"):
+        InceptionScoreSums(9)
+    with pytest.raises(ConfigError, match="of 3 and of 6 classes"):
+        summed([(0, 9)]).add(9, torch.full((2, 3), 1 / 3))
+    with pytest.raises(DataError, match="47 of 47 samples are missing"):
+        InceptionScoreSums(47).estimate()
 
 
 # --- kernel distance ----------------------------------------------------------------------------

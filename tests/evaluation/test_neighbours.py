@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from diffmoe.errors import ConfigError, DataError
@@ -30,10 +31,12 @@ def by_loops(samples: Tensor, reference: Tensor, k: int) -> PrecisionRecall:
 
 @pytest.mark.parametrize("neighbours", [1, 3, 5])
 @pytest.mark.parametrize("held", [1, 100, 2**24])
+@pytest.mark.parametrize("wide", [1, 12, 2**22])
 def test_it_is_that_of_loops_whatever_the_blocks(
-    neighbours: int, held: int, monkeypatch: pytest.MonkeyPatch
+    neighbours: int, held: int, wide: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffmoe.evaluation.neighbours._HELD", held)
+    monkeypatch.setattr("diffmoe.evaluation.neighbours._WIDE", wide)
     samples, reference = tiny.normals(31, 4) + 1.5, tiny.normals(23, 4, seed=1)
     wanted = by_loops(samples, reference, neighbours)
     assert 0 < wanted.precision < 1 and 0 < wanted.recall < 1
@@ -92,6 +95,34 @@ def test_single_precision_images_far_from_zero_lose_nothing() -> None:
     samples, reference = (1000 + tiny.normals(30, 5, seed=seed) for seed in (0, 1))
     wanted = by_loops(samples.float().double(), reference.float().double(), 3)
     assert precision_recall(samples.float(), reference.float()) == wanted
+
+
+def test_features_are_widened_a_part_at_a_time_and_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The largest tensor that is made, of any kind, is far smaller than the features."""
+    monkeypatch.setattr("diffmoe.evaluation.neighbours._HELD", 2**12)
+    monkeypatch.setattr("diffmoe.evaluation.neighbours._WIDE", 2**12)
+    samples, reference = tiny.normals(200, 256).float(), tiny.normals(190, 256, seed=1).float()
+    before = samples.clone(), reference.clone()
+    with Largest() as largest:
+        precision_recall(samples, reference)
+    assert 0 < largest.made <= reference.numel() // 8
+    assert torch.equal(samples, before[0]) and torch.equal(reference, before[1])
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of values in the largest new tensor."""
+
+    made = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        for x in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in known:
+                self.made = max(self.made, x.numel())
+        return found
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,31 @@ def test_the_record_says_what_the_classes_are(
     assert record["classes"] == {"0": "circle", "1": "square", "2": "2"}
 
 
+def test_a_run_knows_its_classes_when_the_data_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "pictures", 8, classes=3)
+    names = ['a, "b" & <script>', "é\nline", "plain"]
+    for label, name in enumerate(names):
+        (folder / str(label)).rename(folder / name)
+    config = run_config(data=FolderData(path=folder), model__num_classes=4)
+    train(config, tmp_path / "run", progress=False)
+    gone(folder)
+    _, page, record = told(tmp_path / "run", capsys)
+    assert record["classes"] == {"0": names[0], "1": names[2], "2": names[1], "3": "3"}
+    assert names[0] not in page
+
+
+def test_data_at_hand_name_the_classes_before_the_run_does(tmp_path: Path) -> None:
+    config = run_config(data=FolderData(path=pictures(tmp_path / "pictures", 8)))
+    config = replace(config, model=replace(config.model, num_classes=3))
+    assert Reference.of(config, None, ("a", "b", "c")).names(3) == ["0", "1", "2"]
+    changed = Reference.of(config, "another set", ("a", "b"))
+    assert changed.source is None and changed.names(3) == ["a", "b", "2"]
+    gone(tmp_path / "pictures")
+    assert Reference.of(config, None, ("a",)).names(3) == ["a", "1", "2"]
+
+
 def test_a_distance_of_few_samples_comes_with_a_caution(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,7 +240,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(*_: object, **__: object) -> None:
         raise AssertionError("minutes of work")
 
-    monkeypatch.setattr("diffmoe.experiments.draw.generate", drawn)
+    monkeypatch.setattr("diffmoe.experiments.draw.Prepared.of", drawn)
     monkeypatch.setattr(sys.modules["diffmoe.experiments.demo"], "train", drawn)
 
 

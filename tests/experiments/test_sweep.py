@@ -259,7 +259,7 @@ def test_images_of_a_codec_are_encoded(trained: Path, monkeypatch: pytest.Monkey
     plain = DenoisingLoss.of(run, source)
     monkeypatch.setattr(
         loss_module,
-        "build_codec",
+        "source_codec",
         lambda *asked: built.append(asked) or Shaken(),
     )
     noise = DenoisingLoss.of(run, source).x - plain.x
@@ -273,7 +273,7 @@ def test_data_that_cannot_be_read_have_no_loss(
     def lost(*_: object) -> None:
         raise ConfigError("the autoencoder is lost")
 
-    monkeypatch.setattr(loss_module, "build_codec", lost)
+    monkeypatch.setattr(loss_module, "source_codec", lost)
     run = load(trained)
     assert denoising_loss(run, Reference.of(run.config)) == (None, "the autoencoder is lost")
 

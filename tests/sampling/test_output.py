@@ -1,11 +1,17 @@
 """Images to files: whole folders in one rename, with the stamp that says how to make them."""
 
+import hashlib
 import json
+import re
 import sys
-from collections.abc import Callable
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,20 +20,44 @@ from torch import Tensor
 import trained
 from diffmoe.checkpoint import LoadedRun, RunFolder
 from diffmoe.config import RunConfig
-from diffmoe.errors import StorageError
+from diffmoe.errors import ConfigError, StorageError
 from diffmoe.model import RoutingPlan
 from diffmoe.sampling import (
+    DrawnPart,
+    ImageRequest,
     contact_sheet,
     generate,
+    output_of,
     refuse_place,
     sampling_plan,
     stamp,
     to_picture,
-    write_samples,
 )
 
 IMAGES = torch.arange(3 * 64).view(3, 1, 8, 8).to(torch.uint8)
+NAMES = [f"no. {label}" for label in range(10)]
 STAMP = {"run": "digits", "sampling": {"steps": 4}}
+
+
+def write_samples(
+    path: Path,
+    images: Tensor,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    stamp: dict[str, Any],
+    form: str = "png",
+    size: int = 2,
+) -> None:
+    """Samples kept in parts of two images and put together."""
+    asked, output = ImageRequest(labels, seeds, NAMES), output_of(form, None)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = []
+        for start in range(0, len(images), size):
+            numbers = range(start, min(start + size, len(images)))
+            parts.append(DrawnPart(Path(folder, str(start)), numbers))
+            parts[-1].folder.mkdir()
+            output.write_part(parts[-1].folder, images[start : start + size], numbers, asked)
+        output.assemble(path, parts, asked, stamp)
 
 
 def pixels(path: Path) -> Tensor:
@@ -87,8 +117,8 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
 def test_a_failure_keeps_the_samples_of_before(tmp_path: Path) -> None:
     write_samples(tmp_path / "s", IMAGES, [3, 3, 7], [0, 1, 2], STAMP)
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
-    with pytest.raises(ValueError, match="zip"):
-        write_samples(tmp_path / "s", IMAGES, [3, 3], [0, 1, 2], STAMP)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_samples(tmp_path / "s", IMAGES, [3, 4, 7], [0, 1, 2], {"bad": object()})
     assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
@@ -174,7 +204,8 @@ def test_samples_never_replace_anything_else(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"images": []}', '{"images": 3}', '{"images": [{}]}', '{"images": [[]]}',
+    ['{"shards": []}', '{"shards": [{"file": "a.tar"}]}', '{"images": 3, "shards": []}',
+     "", "[]", "{}", '{"images": []}', '{"images": 3}', '{"images": [{}]}', '{"images": [[]]}',
      '{"images": [{"file": 3}]}', '{"images": [{"file": ["a"]}]}', "[" * 100_000],
     ids=lambda content: content[:30],
 )  # fmt: skip
@@ -265,6 +296,231 @@ def test_a_picture_is_enlarged_by_whole_pixels() -> None:
     assert picture.mode == "L" and picture.size == (24, 24)
     large = torch.tensor(list(picture.tobytes()), dtype=torch.uint8).view(24, 24)
     assert torch.equal(large, IMAGES[0, 0].repeat_interleave(3, 0).repeat_interleave(3, 1))
+
+
+# --- one file of arrays --------------------------------------------------------------------------
+
+COLOURED = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+LABELS = [3, 3, 7, 0, 9]
+
+
+def array_file(path: Path, images: Tensor = COLOURED, **stamp: Any) -> Path:
+    labels = LABELS[: len(images)]
+    write_samples(path, images, labels, range(9, 9 + len(images)), STAMP | stamp, "npz")
+    return path
+
+
+def test_arrays_are_images_with_colours_last_and_their_labels(tmp_path: Path) -> None:
+    with np.load(array_file(tmp_path / "s.npz")) as found:
+        assert list(found) == ["arr_0", "arr_1"]
+        images, labels = found["arr_0"], found["arr_1"]
+    assert images.dtype == np.uint8 and images.shape == (5, 8, 8, 3)
+    assert np.array_equal(images, COLOURED.permute(0, 2, 3, 1).numpy())
+    assert labels.dtype == np.int64 and labels.tolist() == LABELS
+    with np.load(array_file(tmp_path / "g.npz", IMAGES)) as found:
+        grey = found["arr_0"]
+    assert grey.shape == (3, 8, 8, 3)
+    for channel in range(3):
+        assert np.array_equal(grey[..., channel], IMAGES[:, 0].numpy())
+
+
+def test_arrays_lie_in_the_file_as_they_are_in_memory(tmp_path: Path) -> None:
+    """As a reader wants them that maps the file instead of reading it."""
+    path = array_file(tmp_path / "s.npz")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        entries = archive.infolist()
+    assert [entry.filename for entry in entries] == ["arr_0.npy", "arr_1.npy"]
+    assert all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    assert all(entry.date_time == (1980, 1, 1, 0, 0, 0) for entry in entries)
+    values = COLOURED.permute(0, 2, 3, 1).numpy().tobytes()
+    mapped = np.memmap(path, np.uint8, "r", path.read_bytes().index(values), (5, 8, 8, 3))
+    assert np.array_equal(mapped, COLOURED.permute(0, 2, 3, 1).numpy())
+
+
+def test_arrays_have_their_record_and_sheet_beside_them(tmp_path: Path) -> None:
+    path = array_file(tmp_path / "s.npz")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s-sheet.png", "s.json", "s.npz"]
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record["run"] == "digits" and record["format"] == "npz"
+    assert record["seeds"] == [9, 10, 11, 12, 13] and record["class_names"] == NAMES
+    content = COLOURED.permute(0, 2, 3, 1).numpy().tobytes()
+    assert record["pixels_sha256"] == hashlib.sha256(content).hexdigest()
+    assert record["bytes"] == path.stat().st_size
+    sheet = pixels(tmp_path / "s-sheet.png")
+    assert torch.equal(sheet[8:72:8, 8:72:8], COLOURED[0].permute(1, 2, 0))
+
+
+def test_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
+    one, other = (array_file(tmp_path / name).read_bytes() for name in ("a.npz", "b.npz"))
+    assert one == other
+    one, other = (shards(tmp_path / name) for name in ("a", "b"))
+    assert tree_of(one) == tree_of(other)
+
+
+def test_arrays_replace_arrays_and_nothing_else(tmp_path: Path) -> None:
+    array_file(tmp_path / "s.npz")
+    array_file(tmp_path / "s.npz", COLOURED[:2])
+    with np.load(tmp_path / "s.npz") as found:
+        assert len(found["arr_0"]) == 2
+    for missing in ("s.npz", "s-sheet.png"):  # killed in between: the rest is ours all the same
+        (tmp_path / missing).unlink()
+        array_file(tmp_path / "s.npz")
+    before = tree(tmp_path)
+    with pytest.raises(TypeError, match="JSON serializable"):
+        array_file(tmp_path / "t.npz", bad=object())
+    assert tree(tmp_path) == before
+
+
+def foreign_array(path: Path) -> str:
+    np.savez(path / "s.npz", arr_0=np.zeros(3))
+    return "s.npz"
+
+
+def foreign_record(path: Path) -> str:
+    array_file(path / "s.npz")
+    (path / "s.json").write_text('{"format": "npz"}')
+    return "s.npz"
+
+
+def foreign_text(path: Path) -> str:
+    (path / "s.json").write_text("[]")
+    return "s.json"
+
+
+def foreign_sheet(path: Path) -> str:
+    (path / "s-sheet.png").touch()
+    return "s-sheet.png"
+
+
+def folder_of_its_name(path: Path) -> str:
+    array_file(path / "s.npz")
+    (path / "s.npz").unlink()
+    (path / "s.npz").mkdir()
+    return "s.npz"
+
+
+@pytest.mark.parametrize(
+    "change", [foreign_array, foreign_record, foreign_text, foreign_sheet, folder_of_its_name]
+)
+def test_arrays_never_replace_anything_else(change: Callable[[Path], str], tmp_path: Path) -> None:
+    named = change(tmp_path)
+    before = tree(tmp_path)
+    for attempt in (output_of("npz", None).refuse, array_file):
+        with pytest.raises(StorageError, match=f"^{named} was not written by a sampling"):
+            attempt(tmp_path / "s.npz")
+    assert tree(tmp_path) == before
+
+
+def test_a_linked_array_is_not_replaced(tmp_path: Path) -> None:
+    array_file(tmp_path / "s.npz").rename(tmp_path / "there.npz")
+    (tmp_path / "s.npz").symlink_to("there.npz")
+    with pytest.raises(StorageError, match="cannot replace a link"):
+        array_file(tmp_path / "s.npz")
+
+
+def test_a_part_that_lacks_an_image_makes_no_array(tmp_path: Path) -> None:
+    asked, output = ImageRequest([1, 2], [0, 1], NAMES), output_of("npz", None)
+    (tmp_path / "part").mkdir()
+    output.write_part(tmp_path / "part", COLOURED[:1], range(1), asked)
+    part = DrawnPart(tmp_path / "part", range(2))
+    with pytest.raises(StorageError, match="a part holds 1 images instead of 2"):
+        output.assemble(tmp_path / "s.npz", [part], asked, STAMP)
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+def tree_of(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.iterdir()}
+
+
+def shards(path: Path, images: Tensor = COLOURED) -> Path:
+    labels = (LABELS * 201)[: len(images)]
+    write_samples(path, images, labels, range(9, 9 + len(images)), STAMP, "webdataset", 150)
+    return path
+
+
+def test_a_shard_holds_picture_class_and_facts_of_each_image(tmp_path: Path) -> None:
+    path = shards(tmp_path / "s")
+    assert sorted(tree_of(path)) == ["samples.json", "shard-000000.tar", "sheet.png"]
+    with tarfile.open(path / "shard-000000.tar") as shard:
+        members = shard.getmembers()
+        content = {m.name: shard.extractfile(m).read() for m in members}  # type: ignore[union-attr]
+    keys = [f"{image:06d}" for image in range(5)]
+    assert list(content) == [f"{key}.{end}" for key in keys for end in ("png", "cls", "json")]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
+    for image, key in enumerate(keys):
+        (tmp_path / "one.png").write_bytes(content[f"{key}.png"])
+        assert torch.equal(pixels(tmp_path / "one.png"), COLOURED[image].permute(1, 2, 0))
+        label = LABELS[image]
+        assert content[f"{key}.cls"] == str(label).encode()
+        facts = {"label": label, "seed": 9 + image, "class_name": f"no. {label}"}
+        assert json.loads(content[f"{key}.json"]) == facts
+
+
+def test_a_shard_holds_a_thousand_images(tmp_path: Path) -> None:
+    path = shards(tmp_path / "s", COLOURED[:1, :1, :1, :1].expand(1003, -1, -1, -1))
+    record = json.loads((path / "samples.json").read_text())
+    assert [entry["images"] for entry in record["shards"]] == [1000, 3]
+    for number, entry in enumerate(record["shards"]):
+        assert entry["file"] == f"shard-{number:06d}.tar"
+        assert entry["bytes"] == (path / entry["file"]).stat().st_size
+    with tarfile.open(path / "shard-000001.tar") as shard:
+        assert shard.getnames()[0] == "001000.png" and len(shard.getnames()) == 9
+
+
+def test_folders_of_samples_replace_each_other(tmp_path: Path) -> None:
+    for make in (shards, written, shards):
+        make(tmp_path / "s")
+    note(tmp_path / "s")
+    with pytest.raises(StorageError, match=r"^notes\.txt was not written by a sampling"):
+        shards(tmp_path / "s")
+
+
+# --- formats -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "found"),
+    [
+        (None, None, "png"),
+        (None, "here", "png"),
+        (None, "here.npz", "npz"),
+        (None, "v1.5", "png"),
+        ("npz", None, "npz"),
+        ("npz", "here.NPZ", "npz"),
+        ("webdataset", "here", "webdataset"),
+    ],
+)
+def test_a_format_is_named_or_told_by_the_suffix(
+    name: str | None, out: str | None, found: str
+) -> None:
+    assert output_of(name, out and Path(out)).name == found  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "said"),
+    [
+        (
+            "npz",
+            "here",
+            "format npz writes one file, and here is not called so — use --out here.npz",
+        ),
+        ("png", "here.npz", "format png writes a folder, and here.npz is called as a file — use"),
+        ("webdataset", "here.tar", "format webdataset writes a folder, and here.tar is called"),
+        ("jpeg", None, "format jpeg is unknown — use png, npz, webdataset"),
+    ],
+)
+def test_a_format_that_contradicts_the_place_is_refused(
+    name: str, out: str | None, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        output_of(name, out and Path(out))  # type: ignore[arg-type]
+
+
+# --- the stamp -----------------------------------------------------------------------------------
 
 
 def loaded(path: Path, config: RunConfig) -> LoadedRun:

@@ -413,7 +413,7 @@ def test_latents_need_no_autoencoder(
     def refuse(*others: object) -> None:
         raise AssertionError("an autoencoder is loaded")
 
-    monkeypatch.setattr("diffmoe.training.loop.build_codec", refuse)
+    monkeypatch.setattr("diffmoe.data.encoding.build_codec", refuse)
     straight = until(latents, tmp_path / "straight", 4)
     assert not different(until(latents, tmp_path / "run", 2, 4), straight)
     origin = load(tmp_path / "run").trained_on

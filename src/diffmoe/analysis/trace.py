@@ -12,6 +12,7 @@ from diffmoe.sampling import Moment
 
 __all__ = ["CapacityTrace"]
 
+_SUMS = ("step_sum", "step_images", "class_sum", "class_images", "pairs", "rows")
 _EVEN = 1e-6  # capacities that differ by less differ by rounding
 
 
@@ -48,6 +49,39 @@ class CapacityTrace:
             times={},
             tokens=config.model.tokens,
         )
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as tensors, for a file; `of_tensors` makes the same trace of them."""
+        return {name: getattr(self, name) for name in _SUMS} | {
+            "time_steps": torch.tensor(list(self.times), dtype=torch.int64),
+            "time_values": torch.tensor(list(self.times.values()), dtype=torch.float64),
+            "tokens": torch.tensor(self.tokens, dtype=torch.int64),
+            "dropped": torch.tensor(self.dropped, dtype=torch.float64),
+        }
+
+    @classmethod
+    def of_tensors(cls, found: dict[str, Tensor]) -> "CapacityTrace":
+        """The trace that tensors were taken from."""
+        return cls(
+            **{name: found[name] for name in _SUMS},
+            times=dict(
+                zip(found["time_steps"].tolist(), found["time_values"].tolist(), strict=True)
+            ),
+            tokens=int(found["tokens"]),
+            dropped=float(found["dropped"]),
+        )
+
+    def add(self, other: "CapacityTrace") -> None:
+        """Take in the sums of other images of the same model and settings."""
+        self._reserve(len(other.step_sum) - 1)
+        steps = len(other.step_sum)
+        self.step_sum[:steps] += other.step_sum
+        self.step_images[:steps] += other.step_images
+        for name in ("class_sum", "class_images", "pairs", "rows"):
+            getattr(self, name).add_(getattr(other, name))
+        self.times = other.times | self.times
+        self.dropped += other.dropped
 
     def __call__(self, moment: Moment) -> None:
         """Take in one evaluation."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from diffmoe.config import Level, RunConfig, SamplingConfig
+from diffmoe.config import SD_VAE, Level, RunConfig, SamplingConfig
 
 __all__ = [
     "FLAT",
@@ -14,6 +14,9 @@ __all__ = [
     "BenchCommand",
     "ConvertCommand",
     "DemoCommand",
+    "EvaluateCommand",
+    "EvaluateRunCommand",
+    "PrepareCommand",
     "ReportCommand",
     "SampleCommand",
     "SweepCommand",
@@ -35,13 +38,19 @@ class TrainCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleCommand:
-    """Draw images from a run: one for each label, each from its own seed."""
+    """Draw images from a run: one for each label, each from its own seed.
+
+    Any number of processes may run the same command at once, and one that was stopped goes on.
+    """
 
     settings: Annotated[SamplingConfig, FLAT]
-    labels: tuple[int, ...] = ()  # a class for each image; none = all in turn
-    seeds: tuple[int, ...] = ()  # a seed for each image; none = 0, 1, 2, ...
+    labels: tuple[int, ...] = ()  # a class for each image; none = as `law` says
+    seeds: tuple[int, ...] = ()  # a seed for each image; none = one after the other from `seed`
     count: int | None = None  # images; None = as many as labels or seeds, 16 without either
-    out: Path | None = None  # folder to write; None = below the run
+    law: Literal["balanced", "random"] = "balanced"  # all classes in turn, or drawn by the seed
+    seed: int = 0  # the first, where no seeds are given
+    out: Path | None = None  # folder to write, or file of format npz; None = below the run
+    format: Literal["png", "npz", "webdataset"] | None = None  # None = as out is called, or png
     device: str = "auto"  # auto, cpu, cuda, ...
     capture: bool = False  # record the network as a CUDA graph and replay it, for small batches
     quiet: bool = False  # no progress bar
@@ -89,6 +98,41 @@ class SweepCommand:
     quiet: bool = False  # no progress bar
 
 
+NetworkName = Literal["inception", "dinov2", "small", "clip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """Compare images with a reference: Frechet and kernel distances, precision, recall and more."""
+
+    reference: Path | None = None  # .npz of ADM, statistics, or images; needed to compare
+    network: NetworkName | None = None  # None = inception; small for a run's own small images
+    network_weights: str | None = None  # its file, folder or hub name; None = the usual places
+    count: int | None = None  # images; None = all
+    crop: bool = False  # crop and scale the reference's images to the samples' size, as ADM does
+    statistics: Path | None = None  # instead: make a reference of the images, this .npz
+    side: int | None = None  # with statistics: crop and scale the images to so many pixels
+    out: Path | None = None  # file to write; None = beside the images
+    device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRunCommand:
+    """Draw images from a run and compare them with a reference."""
+
+    settings: Annotated[SamplingConfig, FLAT]
+    reference: Path | None = None  # .npz of ADM, statistics, or images; None = the run's own data
+    network: NetworkName | None = None  # None = inception; small for a run's own small images
+    network_weights: str | None = None  # its file, folder or hub name; None = the usual places
+    count: int | None = None  # images; None = 50,000, or as many as a small set's own
+    seed: int = 0  # the first of their seeds
+    crop: bool = False  # crop and scale the reference's images to the samples' size, as ADM does
+    out: Path | None = None  # file to write; None = below the run
+    device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoCommand:
     """Train a small DiffMoE on real digits, sample it and write a report, in minutes."""
@@ -123,3 +167,23 @@ class ConvertCommand:
     preset: str | None = None  # the model the file holds; None = found by its sizes
     heads: int | None = None  # attention heads; None = the preset's
     objective: Literal["flow", "ddpm"] | None = None  # what it predicts; None = the preset's
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareCommand:
+    """Encode images once into a latent cache, which training then reads instead of the images.
+
+    Any number of processes may share the work, and the same command goes on where one was stopped;
+    on a finished cache it verifies all files and makes damaged ones anew.
+    """
+
+    autoencoder: str = SD_VAE.path  # folder or hub name of a diffusers AutoencoderKL
+    out: Path | None = None  # the cache; None = the images' path with -latents behind it
+    side: int = 256  # images are cropped and scaled to so many pixels
+    dtype: Literal["float32", "float16"] = "float32"  # of what is kept; float16 halves the disk
+    flip: bool = True  # also encode the mirror images, which data.flip of training needs
+    shard: int = 1024  # images of a file
+    skip_damaged: bool = False  # leave out images that cannot be read, up to 1 in 100
+    workers: int = 0  # processes that read images
+    device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar

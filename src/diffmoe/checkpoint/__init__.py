@@ -10,6 +10,7 @@ from diffmoe.checkpoint.released_config import contradictions, infer_config
 from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
 from diffmoe.checkpoint.store import (
     Manifest,
+    claimed_manifest,
     claimed_step,
     find_checkpoint,
     newest_checkpoint,
@@ -26,6 +27,7 @@ __all__ = [
     "ReleasedFile",
     "RunFolder",
     "append_text",
+    "claimed_manifest",
     "claimed_step",
     "contradictions",
     "find_checkpoint",

@@ -3,12 +3,13 @@
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_text
+from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_file, write_text
 from diffmoe.checkpoint.metrics import read_metrics
 from diffmoe.checkpoint.store import claimed_step
 from diffmoe.config import (
@@ -22,6 +23,8 @@ from diffmoe.errors import ConfigError, NoRunError, StorageError
 __all__ = ["RunFolder"]
 
 _LOG = logging.getLogger(__name__)
+_BREAKS = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would end a line, or undo an escape
+_ESCAPE = re.compile(r"\\(\\|u(?!d[89a-f])[0-9a-f]{4})")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,34 @@ class RunFolder:
         """Thresholds found for the capacities that were asked for."""
         return self.path / "calibration"
 
+    @property
+    def evaluations(self) -> Path:
+        """Numbers of images drawn from the run."""
+        return self.path / "evaluation"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, as the data of the training had them; empty if none are kept.
+
+        They are for messages and pages: bytes that are no text are replaced, not refused.
+        """
+        try:
+            text = self._classes.read_bytes().decode("utf-8", "replace")
+        except OSError:
+            return ()
+        lines = text.removesuffix("\n").split("\n") if text else []
+        return tuple(_ESCAPE.sub(_unescaped, line) for line in lines)
+
+    def keep_class_names(self, names: Sequence[str]) -> None:
+        """Write the names of the classes, a line each, for when the data are not at hand."""
+        lines = "".join(_BREAKS.sub(_escaped, name) + "\n" for name in names)
+        content = lines.encode("utf-8", "backslashreplace")
+        write_file(self._classes, lambda aside: aside.write_bytes(content))
+
+    @property
+    def _classes(self) -> Path:
+        return self.path / "classes.txt"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second job, rid of what an interrupted one left.
@@ -114,7 +145,11 @@ class RunFolder:
     def _tidy(self) -> None:
         with storage_errors("to the run folder", self.path):
             sweep(self.checkpoints)
-            for written in (self.config, self.metrics):  # a report may be at work beside this job
+            for written in (
+                self.config,
+                self.metrics,
+                self._classes,
+            ):  # a report may be at work beside this job
                 sweep(self.path, written.stem)
 
     def _vanish(self, made: list[Path]) -> None:
@@ -185,6 +220,16 @@ class RunFolder:
             return ""
         others = (path for path in entries(self.path) if not _is_leftover(path))
         return next((path.name for path in others), "")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    sign = match.group()
+    return sign * 2 if sign == "\\" else f"\\u{ord(sign):04x}"
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    inner = match.group(1)
+    return inner if inner == "\\" else chr(int(inner[1:], 16))
 
 
 def _is_leftover(path: Path) -> bool:

@@ -20,6 +20,7 @@ from diffmoe.errors import StorageError
 
 __all__ = [
     "Manifest",
+    "claimed_manifest",
     "claimed_step",
     "find_checkpoint",
     "newest_checkpoint",
@@ -249,6 +250,12 @@ def claimed_step(parent: Path) -> int | None:
     return _claimed_step(folders[-1]) if folders else None
 
 
+def claimed_manifest(parent: Path) -> Manifest | None:
+    """What the newest checkpoint says of itself, unverified; None where that cannot be read."""
+    folders = _by_step(parent)
+    return _readable(folders[-1]) if folders else None
+
+
 def _claimed_step(path: Path) -> int:
     """The step of a checkpoint by its manifest, or by its name where that cannot be read."""
     try:
@@ -280,14 +287,14 @@ def prune(parent: Path, newest: Path, keep: int) -> None:
     A checkpoint of a later step is damaged, or the run would have gone on from it: it counts
     for nothing and is left for its owner to look at, as is one whose manifest cannot be read.
     """
-    readable = [path for path in _by_step(parent) if _is_readable(path)]
+    readable = [path for path in _by_step(parent) if _readable(path)]
     older = readable[: readable.index(newest)]
     for path in older[: max(0, len(older) - keep + 1)]:
         remove_folder(path)
 
 
-def _is_readable(path: Path) -> bool:
+def _readable(path: Path) -> Manifest | None:
     try:
-        return bool(_read_manifest(path))
+        return _read_manifest(path)
     except StorageError:
-        return False
+        return None

@@ -19,22 +19,29 @@ def sample(words: list[str]) -> None:
     config = config_of(name)
     default = SampleCommand(settings=config.sampling)
     command = parse(SampleCommand, default, rest, f"diffmoe sample {name}")
-    from diffmoe.experiments import request, sample
+    from diffmoe.experiments import draw_samples, request
 
-    classes = config.model.num_classes
-    labels, seeds = request(command.labels, command.seeds, command.count, classes)
-    path = sample(
+    labels, seeds = request(
+        command.labels,
+        command.seeds,
+        command.count,
+        config.model.num_classes,
+        law=command.law,
+        first_seed=command.seed,
+    )
+    found = draw_samples(
         name,
         labels,
         seeds,
         settings=command.settings,
+        law="given" if command.labels else command.law,
         out=command.out,
+        format=command.format,
         device=command.device,
         capture=command.capture,
         progress=not command.quiet,
     )
-    print(f"{len(labels)} images: {path}")
-    print(f"all at a glance: {path / 'sheet.png'}")
+    print("\n".join(found.lines))
 
 
 def report(words: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diffmoe.cli import drawing, tools, training
+from diffmoe.cli import drawing, evaluating, preparing, tools, training
 from diffmoe.config import nearest
 from diffmoe.errors import ConfigError
 
@@ -11,10 +11,13 @@ __all__ = ["VERBS", "verb"]
 VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "demo": (training.demo, "", "train on real digits, sample, score and report, in minutes"),
     "train": (training.train, "PRESET|RUN", "train, or go on with a run"),
+    "prepare": (preparing.prepare, "DATA", "encode images once, to train from"),
     "sample": (drawing.sample, "RUN", "draw images"),
     "report": (drawing.report, "RUN", "sample, score, capacity in short"),
     "analyze": (drawing.analyze, "RUN", "see where compute goes: steps, classes, patches, experts"),
     "sweep": (drawing.sweep, "RUN", "quality against capacity and time, over the whole dial"),
+    "evaluate": (evaluating.evaluate, "RUN|FOLDER|NPZ", "the numbers of papers: FID, precision, recall, ..."),
+    "compare": (evaluating.compare, "A.json B.json", "two evaluations, their protocols first"),
     "bench": (tools.bench, "", "measure what it costs beside a dense model, here"),
     "convert": (
         tools.convert,

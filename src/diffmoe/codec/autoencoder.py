@@ -1,33 +1,33 @@
-"""Latents of a diffusers `AutoencoderKL`, read from a folder or from the Hugging Face hub.
-
-diffusers is imported when an autoencoder is loaded and not before: its import takes seconds.
-"""
+"""Latents of a diffusers `AutoencoderKL`."""
 
 import hashlib
 import logging
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffmoe.codec.network import is_at_hand, load_network
+from diffmoe.codec.posterior import draw_latents
 from diffmoe.config import AutoencoderCodec
-from diffmoe.errors import ConfigError, StorageError
+from diffmoe.errors import ConfigError
 
-__all__ = ["Autoencoder", "load_autoencoder"]
+__all__ = [
+    "ENCODED_AT_ONCE",
+    "Autoencoder",
+    "find_autoencoder",
+    "load_autoencoder",
+    "open_autoencoder",
+]
 
 LOGGER = logging.getLogger(__name__)
-CHUNK = 16  # images the autoencoder takes at once: its activations are far larger than an image
 IMAGE_CHANNELS = 3
-CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+# Images the autoencoder takes at once: its activations are far larger than an image. What encodes
+# ahead of training takes as many, as rounding may depend on it.
+ENCODED_AT_ONCE = 16
 
 
 class Autoencoder:
@@ -35,24 +35,25 @@ class Autoencoder:
 
     def __init__(self, network: nn.Module, config: AutoencoderCodec) -> None:
         self._network = network.requires_grad_(False).eval()
-        self._scale, self._shift = config.scale, config.shift
+        self.config = config
         self.channels: int = network.config.latent_channels
 
     @cached_property
     def identity(self) -> str:
         """Hash of the weights, and the scale and shift; where they were read from is left out."""
-        digest = _hash(self._network)
-        return f"AutoencoderKL sha256:{digest[:16]} scale {self._scale:g} shift {self._shift:g}"
+        digest, config = _hash(self._network), self.config
+        return f"AutoencoderKL sha256:{digest[:16]} scale {config.scale:g} shift {config.shift:g}"
 
     def encode(
         self, pixels: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"] | None
     ) -> Float[Tensor, "B C h w"]:
         """Latents of images in [-1, 1]: drawn from the posterior with `noise`, else its mean."""
-        posteriors = [self._posterior(chunk) for chunk in pixels.split(CHUNK)]
-        latents = torch.cat([posterior.mean for posterior in posteriors])
-        if noise is not None:
-            latents = latents + torch.cat([posterior.std for posterior in posteriors]) * noise
-        return (latents - self._shift) * self._scale
+        moments = self.moments(pixels)
+        return draw_latents(moments, noise, scale=self.config.scale, shift=self.config.shift)
+
+    def moments(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2 C h w"]:
+        """Mean and deviation of the posteriors of images in [-1, 1], neither shifted nor scaled."""
+        return torch.cat([self._moments(chunk) for chunk in pixels.split(ENCODED_AT_ONCE)])
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Images in [-1, 1] of latents; raises ConfigError if their channels do not fit."""
@@ -62,13 +63,14 @@ class Autoencoder:
                 f" {self.channels}",
                 remedy="set codec.path to the autoencoder that the model was trained with",
             )
-        unscaled = latents.float() / self._scale + self._shift
-        return torch.cat([self._pixels(chunk) for chunk in unscaled.split(CHUNK)])
+        unscaled = latents.float() / self.config.scale + self.config.shift
+        return torch.cat([self._pixels(chunk) for chunk in unscaled.split(ENCODED_AT_ONCE)])
 
     @torch.no_grad()
-    def _posterior(self, pixels: Tensor) -> Any:
+    def _moments(self, pixels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, enabled=False):
-            return self._network.encode(pixels.float()).latent_dist
+            posterior = self._network.encode(pixels.float()).latent_dist
+        return torch.stack([posterior.mean, posterior.std], dim=1)
 
     @torch.no_grad()
     def _pixels(self, latents: Tensor) -> Tensor:
@@ -78,136 +80,64 @@ class Autoencoder:
 
 def load_autoencoder(config: AutoencoderCodec, device: torch.device | str) -> Autoencoder:
     """The autoencoder that a config names, checked against it."""
-    folder = Path(config.path).expanduser()
-    if folder.is_dir():
-        _check_files(folder)
-        network = _load_folder(folder)
-    elif HUB_NAME.fullmatch(config.path):
-        network = _load_hub(config.path)
-    else:
-        raise ConfigError(
-            f"codec.path {config.path!r} does not exist",
-            where=f"looked for the folder {folder.absolute()}",
-            remedy="set --codec.path to the folder of an AutoencoderKL or to its hub name",
-        )
-    _check_fit(network, config)
+    network, own = _load(config.path, "codec.path")
+    _check_fit(config, own)
     return Autoencoder(network.to(device), config)
 
 
-def _check_files(folder: Path) -> None:
-    """Raise ConfigError for a missing file before the slow import."""
-    weights = [folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"]
-    lacks = [] if (folder / CONFIG).is_file() else [CONFIG]
-    lacks += [] if any(path.is_file() for path in weights) else [WEIGHTS]
-    if lacks:
-        raise ConfigError(
-            f"the autoencoder lacks {' and '.join(lacks)}",
-            where=str(folder.absolute()),
-            remedy="set --codec.path to a folder that AutoencoderKL.save_pretrained wrote",
-        )
+def open_autoencoder(name: str, device: torch.device | str, *, flag: str) -> Autoencoder:
+    """The autoencoder in a folder or of a hub name, with the factor, scale and shift it has.
 
-
-def _load_folder(folder: Path) -> Any:
-    try:
-        return _from_pretrained(str(folder))
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise StorageError(
-            f"the autoencoder cannot be loaded ({_first_line(error)})",
-            where=str(folder.absolute()),
-            remedy="restore its config.json and weights",
-        ) from error
-
-
-def _load_hub(name: str) -> Any:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    cached = [try_to_load_from_cache(name, file) for file in (CONFIG, WEIGHTS)]
-    try:
-        if all(isinstance(path, str) for path in cached):  # as a folder: it needs no network
-            return _from_pretrained(str(Path(str(cached[0])).parent))
-        _reach_hub()
-        return _from_pretrained(name)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"codec.path {name} cannot be loaded ({_first_line(error)})",
-            where=f"looked for a folder of that name, in {HF_HUB_CACHE} and on huggingface.co",
-            remedy=f"run `hf download {name}` where there is a network, or set --codec.path to a"
-            f" folder with config.json and {WEIGHTS}",
-        ) from error
-
-
-def _reach_hub() -> None:
-    """Raise ConnectionError if the hub does not answer: its own client tries for half a minute."""
-    from huggingface_hub import get_session
-    from huggingface_hub.constants import ENDPOINT
-
-    try:
-        get_session().head(ENDPOINT, timeout=10)
-    except Exception as error:  # of whichever client the library uses, or its offline mode
-        raise ConnectionError(
-            f"it is not in the cache, and {ENDPOINT} cannot be reached: {_first_line(error)}"
-        ) from error
-
-
-@contextmanager
-def _silence(*names: str) -> Iterator[None]:
-    """Hold back what libraries say of an attempt: what is left of it is told in one sentence."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
-def _from_pretrained(name: str) -> Any:
-    """The autoencoder; ValueError if it is another network or some weights are missing.
-
-    Only safetensors are read; a pickle could run code.
+    `flag` is what gave the name. Raises ConfigError if it is not found or is not one of images,
+    StorageError if its files are damaged.
     """
-    with warnings.catch_warnings(), _silence("huggingface_hub", "diffusers"):
-        warnings.simplefilter("ignore")  # the library speaks of its own deprecations
-        from diffusers import AutoencoderKL
-
-        kind = AutoencoderKL.load_config(name).get("_class_name", "AutoencoderKL")
-        if kind != "AutoencoderKL":
-            raise ValueError(f"it is a {kind}, not an AutoencoderKL")
-        network, report = AutoencoderKL.from_pretrained(
-            name, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    if missing := report["missing_keys"]:
-        raise ValueError(f"its weights lack {len(missing)} tensors, {sorted(missing)[0]} for one")
-    return network
+    network, own = _load(name, flag)
+    return Autoencoder(network.to(device), own)
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().splitlines()[:1]).rstrip(" .:")
+def find_autoencoder(config: AutoencoderCodec) -> Autoencoder | None:
+    """The autoencoder that a config names, None where it could only come from a network."""
+    return load_autoencoder(config, "cpu") if is_at_hand(config.path) else None
 
 
-def _check_fit(network: Any, config: AutoencoderCodec) -> None:
-    """Raise ConfigError unless the network has the config's factor and works on RGB images."""
-    factor = 2 ** (len(network.config.block_out_channels) - 1)
-    if factor != config.factor:
-        raise ConfigError(
-            f"codec.factor {config.factor} is not that of the autoencoder, {factor}",
-            where=config.path,
-            remedy=f"set --codec.factor {factor} or another --codec.path",
-        )
+def _load(name: str, flag: str) -> tuple[Any, AutoencoderCodec]:
+    network = load_network(name, flag)
+    _check_images(network, name, flag)
+    return network, _own_config(network, name)
+
+
+def _own_config(network: Any, name: str) -> AutoencoderCodec:
+    """What an autoencoder says of itself."""
+    return AutoencoderCodec(
+        path=name,
+        factor=2 ** (len(network.config.block_out_channels) - 1),
+        scale=network.config.scaling_factor,
+        shift=network.config.shift_factor or 0.0,
+    )
+
+
+def _check_images(network: Any, name: str, flag: str) -> None:
+    """Raise ConfigError unless the network works on RGB images."""
     if network.config.in_channels != IMAGE_CHANNELS:
         raise ConfigError(
             f"the autoencoder encodes images of {network.config.in_channels} channels",
-            where=config.path,
-            remedy="set --codec.path to an autoencoder of RGB images",
+            where=name,
+            remedy=f"set --{flag} to an autoencoder of RGB images",
         )
-    own = (network.config.scaling_factor, network.config.shift_factor or 0.0)
-    if own != (config.scale, config.shift):
+
+
+def _check_fit(config: AutoencoderCodec, own: AutoencoderCodec) -> None:
+    """Raise ConfigError unless the network has the config's factor; warn of another scale."""
+    if own.factor != config.factor:
+        raise ConfigError(
+            f"codec.factor {config.factor} is not that of the autoencoder, {own.factor}",
+            where=config.path,
+            remedy=f"set --codec.factor {own.factor} or another --codec.path",
+        )
+    if (own.scale, own.shift) != (config.scale, config.shift):
         LOGGER.warning(
             "codec.scale %g and codec.shift %g are not those in the config of %s: %g and %g",
-            *(config.scale, config.shift, config.path, *own),
+            *(config.scale, config.shift, config.path, own.scale, own.shift),
         )
 
 

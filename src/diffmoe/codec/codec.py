@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from diffmoe.codec.autoencoder import load_autoencoder
 from diffmoe.config import AutoencoderCodec, CodecConfig
 
 __all__ = ["Codec", "Pixels", "build_codec", "to_uint8"]
@@ -59,8 +60,6 @@ def build_codec(config: CodecConfig, device: torch.device | str) -> Codec:
     its files are damaged.
     """
     if isinstance(config, AutoencoderCodec):
-        from diffmoe.codec.autoencoder import load_autoencoder
-
         return load_autoencoder(config, device)
     return Pixels()
 

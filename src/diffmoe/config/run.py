@@ -97,14 +97,16 @@ class DigitsData:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderData:
-    """A folder on disk: a sub-folder of images for each class, or an array of latents.
+    """Images or latents on disk.
 
-    Latents are `latents.npy` (N, C, H, W), or (N, 2, C, H, W) with each image and its mirror
-    image, already scaled, beside `labels.npy` (N,).
+    Images are a folder with a sub-folder for each class, a .tar or .zip of one, WebDataset shards
+    (.tar), or a Hugging Face data set (`save_to_disk` or parquet). Latents are `latents.npy`
+    (N, C, H, W), or (N, 2, C, H, W) with each image and its mirror image, already scaled, beside
+    `labels.npy` (N,), or a cache that `diffmoe prepare` made of images.
     """
 
     kind: ClassVar[str] = "folder"
-    path: Annotated[Path | None, MACHINE] = None  # the folder; None = not yet chosen
+    path: Annotated[Path | None, MACHINE] = None  # the folder or archive; None = not yet chosen
     flip: bool = True  # mirror half of the images at random
 
 

@@ -1,4 +1,4 @@
-"""One image file to pixels: header checked first, every colour mode defined, ADM's centre crop.
+"""One encoded image to pixels: header checked first, every colour mode defined, ADM's crop.
 
 - Only PNG, JPEG, WebP, BMP and GIF are decoded, whatever the file is called; of an animation, the
   first frame.
@@ -7,64 +7,114 @@
 - 16-bit grey is rounded to 8 bits; CMYK, palette and greyscale become the model's channels.
 """
 
+import io
 import math
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffmoe.errors import DataError
 
-__all__ = ["MODES", "centre_crop", "read_image"]
+__all__ = ["MODES", "Notes", "centre_crop", "decode_exact", "decode_image", "unreadable"]
 
 MODES = {1: "L", 3: "RGB"}  # channels to the colour mode of Pillow
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 PIXEL_LIMIT = 64 * 2**20  # pixels decoded at most, 192 MiB in RGB
+_DEEP = ";16"  # in what Pillow calls the storage of 16-bit values, "RGB;16B" say
 
 
 class _RefusedImage(Exception):
     """Says why an image that may be intact is not decoded."""
 
 
-def read_image(path: Path, index: int, *, channels: int, side: int) -> Float[Tensor, "C H W"]:
+@dataclass(frozen=True)
+class Notes:
+    """What an image was before it became 8-bit RGB."""
+
+    grey: bool  # it had one channel of colour
+    alpha: bool  # it had transparency, laid on white now
+    converted: bool  # it was 16-bit, CMYK, bilevel or had a palette
+
+
+def decode_image(
+    content: bytes, name: str, index: int, *, channels: int, side: int
+) -> Float[Tensor, "C H W"]:
     """The centre of image `index` of a set, scaled to `side`, in [-1, 1].
 
     Raises DataError naming the file and its index if it cannot be decoded or is too large.
     """
+    with _opened(content, name, index) as image:
+        _check_scaled(image.size, side)
+        image.load()
+        small = centre_crop(_convert(_upright(image), MODES[channels]), side)
+    pixels = torch.from_numpy(np.array(small, dtype=np.float32)).reshape(side, side, channels)
+    return pixels.permute(2, 0, 1).contiguous().div_(127.5).sub_(1)
+
+
+def decode_exact(content: bytes, name: str, index: int) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
+    """Image `index` of a set as 8-bit RGB, neither cropped nor scaled, and what it was before.
+
+    Raises DataError naming the file and its index if it cannot be decoded or is too large.
+    """
+    with _opened(content, name, index) as image:
+        notes = _notes(image)  # before decoding, which forgets how pixels were stored
+        image.load()
+        colour = _convert(_upright(image), "RGB")
+    return torch.from_numpy(np.array(colour)).permute(2, 0, 1).contiguous(), notes
+
+
+def unreadable(index: int, name: str, error: Exception) -> DataError:
+    """The error of an image that cannot be read."""
+    return DataError(
+        f"image {index} cannot be read ({_reason(error)})",
+        where=name,
+        remedy="replace or remove the file",
+    )
+
+
+@contextmanager
+def _opened(content: bytes, name: str, index: int) -> Iterator[Image.Image]:
+    """An image whose header was read; what fails inside the block fails as this image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata harms no pixel
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = _decode(path, MODES[channels], side)
+            if not content:
+                raise _RefusedImage("the file is empty")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check_size(image.size)
+                yield image
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise DataError(
-            f"image {index} cannot be read ({_reason(error)})",
-            where=str(path),
-            remedy="replace or remove the file",
-        ) from error
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32)).reshape(side, side, channels)
-    return pixels.permute(2, 0, 1).contiguous().div_(127.5).sub_(1)
+        raise unreadable(index, name, error) from error
 
 
-def _decode(path: Path, mode: str, side: int) -> Image.Image:
-    if path.stat().st_size == 0:
-        raise _RefusedImage("the file is empty")
-    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-        _check_size(image.size, side)
-        image.load()
-        return centre_crop(_convert(_upright(image), mode), side)
-
-
-def _check_size(size: tuple[int, int], side: int) -> None:
-    """Refuse an image that is large, or that becomes so when its short side is scaled up."""
-    short, long = sorted(size)
-    scaled = math.ceil(side * side * long / short)
-    if short * long > PIXEL_LIMIT or scaled > PIXEL_LIMIT:
+def _check_size(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > PIXEL_LIMIT:
         raise _RefusedImage(f"{size[0]} x {size[1]} pixels are too many")
+
+
+def _check_scaled(size: tuple[int, int], side: int) -> None:
+    """Refuse an image that becomes large when its short side is scaled up."""
+    short, long = sorted(size)
+    if math.ceil(side * side * long / short) > PIXEL_LIMIT:
+        raise _RefusedImage(f"{size[0]} x {size[1]} pixels are too many")
+
+
+def _notes(image: Image.Image) -> Notes:
+    stored = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    odd = image.mode not in ("L", "LA", "RGB", "RGBA")
+    return Notes(
+        grey=image.mode in ("1", "L", "LA") or image.mode.startswith("I"),
+        alpha=bool(image.has_transparency_data),
+        converted=odd or _DEEP in stored,
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:

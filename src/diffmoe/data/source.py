@@ -8,9 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmoe.config import AutoencoderCodec, DigitsData, FolderData, RunConfig
+from diffmoe.data.cache import CACHE, open_cache, refuse_unfinished
 from diffmoe.data.digits import DigitsSource
-from diffmoe.data.folder import ImageFolderSource
+from diffmoe.data.image_source import ImageSource
 from diffmoe.data.latents import LATENTS, LatentSource
+from diffmoe.data.pictures import open_pictures
 from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["Source", "open_source"]
@@ -23,7 +25,8 @@ class Source(Protocol):
     """Labelled samples, numbered from 0.
 
     A source that also has `images`, all of its samples as one tensor (N, C, H, W), is read from
-    memory without a loader and is never mirrored.
+    memory without a loader and is never mirrored. A latent cache holds posteriors in the place of
+    images, for a codec of its own (`source_codec`).
     """
 
     labels: Int[Tensor, " N"]
@@ -64,25 +67,23 @@ def _open(config: RunConfig) -> Source:
     if isinstance(config.data, DigitsData):
         return DigitsSource()
     folder = _folder(config.data)
+    if (folder / CACHE).exists():
+        return open_cache(folder, config)
+    refuse_unfinished(folder)
     if (folder / LATENTS).exists():
         return LatentSource(folder, classes=config.model.num_classes, flip=config.data.flip)
-    return ImageFolderSource(folder, channels=_image_channels(config), side=config.image_size)
+    pictures = open_pictures(folder)
+    return ImageSource(pictures, channels=_image_channels(config), side=config.image_size)
 
 
 def _folder(data: FolderData) -> Path:
+    """Where the data lie; it may be a file as well."""
     if data.path is None:
         raise ConfigError(
-            "data.path is not set", remedy="set --data.path to a folder of images or latents"
+            "data.path is not set",
+            remedy="set --data.path to a folder or archive of images, or to a folder of latents",
         )
-    folder = Path(data.path).expanduser()  # a program may have given words
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ConfigError(
-            f"data.path {what}",
-            where=str(folder.absolute()),
-            remedy="set --data.path to a folder of images or latents",
-        )
-    return folder
+    return Path(data.path).expanduser()  # a program may have given words
 
 
 def _image_channels(config: RunConfig) -> int:

@@ -5,11 +5,7 @@ are rows n of their streams. The size of a micro-batch, the number of processes 
 point where a run was resumed change none of it.
 """
 
-import functools
 import itertools
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -17,10 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from diffmoe.codec import Codec
 from diffmoe.config import AutoencoderCodec, FolderData, RunConfig
+from diffmoe.data.loader import read_ahead
 from diffmoe.data.source import Source
 from diffmoe.errors import ConfigError, DiffMoEError
 from diffmoe.randomness import normals, permutation, uniforms
@@ -37,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A batch as it is read: pixels may still have to be encoded, with `noise`."""
+    """A batch as it is read: images or posteriors may still have to be encoded, with `noise`."""
 
     x: Tensor
     label: Tensor
@@ -69,8 +66,9 @@ def stream(
     device = torch.device(device)
     if samples.in_memory:
         return _deliver(map(samples.__getitem__, firsts), encoder, device)
-    loader = _loader(samples, firsts, workers=config.machine.workers, device=device)
-    return _deliver(loader, encoder, device)
+    pin = device.type == "cuda"
+    reads = read_ahead(samples, firsts, workers=config.machine.workers, pin=pin)
+    return _deliver(reads, encoder, device)
 
 
 def _deliver(
@@ -84,44 +82,6 @@ def _deliver(
             noise = None if read.noise is None else read.noise.to(device, non_blocking=True)
             x = encoder.encode(x, noise)
         yield Batch(x, label, read.first)
-
-
-def _loader(
-    samples: "_Samples", firsts: Iterable[int], *, workers: int, device: torch.device
-) -> DataLoader[_Read | DiffMoEError]:
-    """Reads micro-batches in order, ahead of time in worker processes if there are any."""
-    return DataLoader(
-        samples,
-        sampler=firsts,
-        batch_size=None,  # a micro-batch is one item, so a worker reads it from end to end
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=functools.partial(_leave_signals, os.getpid()),
-        generator=torch.Generator(),  # the loader draws a number; not from the global generator
-    )
-
-
-def _as_it_is(read: _Read | DiffMoEError) -> _Read | DiffMoEError:
-    return read
-
-
-def _leave_signals(main: int, worker: int) -> None:
-    """Leave interruption to the main process: it saves its work, then ends its workers.
-
-    SIGTERM counts from the main process only. To ignore it altogether would keep the main process
-    from ever ending where an exception holds on to the loader.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(main,), daemon=True).start()
-
-
-def _end_when_told(main: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
-        pass
-    os._exit(0)
 
 
 class _Samples(Dataset[_Read | DiffMoEError]):

@@ -1,5 +1,6 @@
 """Room 6: images to numbers."""
 
+from diffmoe.evaluation.extraction import PART, Described, describe, extract, part_of, read_images
 from diffmoe.evaluation.frechet import (
     Moments,
     frechet_bias,
@@ -9,28 +10,105 @@ from diffmoe.evaluation.frechet import (
 )
 from diffmoe.evaluation.inception import Inception, InceptionFeatures
 from diffmoe.evaluation.inception_weights import find_inception, load_inception
-from diffmoe.evaluation.metrics import Estimate, inception_score, kernel_distance
+from diffmoe.evaluation.measure import ADM_SAMPLES, Measured, completed, measure, refuse_sizes
+from diffmoe.evaluation.metrics import (
+    Estimate,
+    InceptionScoreSums,
+    inception_score,
+    kernel_distance,
+)
 from diffmoe.evaluation.neighbours import PrecisionRecall, precision_recall
+from diffmoe.evaluation.networks import (
+    BLOCK,
+    ClipNetwork,
+    ClipScores,
+    DinoNetwork,
+    FeatureNetwork,
+    Features,
+    InceptionNetwork,
+    SmallNetwork,
+    clip_scores,
+    find_small_network,
+    load_clip,
+    load_dino,
+    load_inception_network,
+    small_network,
+    train_small_network,
+)
+from diffmoe.evaluation.pixels import PIXEL_COMPONENTS, PixelComponents
 from diffmoe.evaluation.scores import Judge, Neighbours, Scores, nearest_neighbours, score
+from diffmoe.evaluation.sets import (
+    ADM_IMAGES,
+    ImageSet,
+    NpzSet,
+    PictureSet,
+    Reference,
+    SourceSet,
+    npz_arrays,
+    open_images,
+    open_reference,
+    record_of,
+    write_statistics,
+)
 
 __all__ = [
+    "ADM_IMAGES",
+    "ADM_SAMPLES",
+    "BLOCK",
+    "PART",
+    "PIXEL_COMPONENTS",
+    "ClipNetwork",
+    "ClipScores",
+    "Described",
+    "DinoNetwork",
     "Estimate",
+    "FeatureNetwork",
+    "Features",
+    "ImageSet",
     "Inception",
     "InceptionFeatures",
+    "InceptionNetwork",
+    "InceptionScoreSums",
     "Judge",
+    "Measured",
     "Moments",
     "Neighbours",
+    "NpzSet",
+    "PictureSet",
+    "PixelComponents",
     "PrecisionRecall",
+    "Reference",
     "Scores",
+    "SmallNetwork",
+    "SourceSet",
+    "clip_scores",
+    "completed",
+    "describe",
+    "extract",
     "find_inception",
+    "find_small_network",
     "frechet_bias",
     "frechet_caution",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
+    "load_clip",
+    "load_dino",
     "load_inception",
+    "load_inception_network",
+    "measure",
     "nearest_neighbours",
+    "npz_arrays",
+    "open_images",
+    "open_reference",
+    "part_of",
     "precision_recall",
     "principal_components",
+    "read_images",
+    "record_of",
+    "refuse_sizes",
     "score",
+    "small_network",
+    "train_small_network",
+    "write_statistics",
 ]

@@ -59,7 +59,8 @@ def find_inception(path: str | Path | None = None) -> Path:
         where=f"looked for {' and '.join(str(place.absolute()) for place in places)}",
         remedy="get the one from release v0.2.0 of github.com/toshas/torch-fidelity or the other"
         " from release fid_weights of github.com/mseitzer/pytorch-fid (Apache-2.0, converted from"
-        f" Google's graph inception-2015-12-05) and name its path or set {INCEPTION_VARIABLE}",
+        " Google's graph inception-2015-12-05) and give its path (--network-weights) or set"
+        f" {INCEPTION_VARIABLE}",
     )
 
 

@@ -4,24 +4,42 @@ from diffmoe.experiments.analysis import Analysis, analyze
 from diffmoe.experiments.convert import Converted, convert
 from diffmoe.experiments.demo import demo
 from diffmoe.experiments.dry_run import Needs, needs
+from diffmoe.experiments.evaluation import (
+    Comparison,
+    Evaluated,
+    compare,
+    evaluate,
+    make_statistics,
+)
 from diffmoe.experiments.pareto import Sweep, sweep
+from diffmoe.experiments.preparing import PreparedCache, prepare
 from diffmoe.experiments.report import RunReport, report
-from diffmoe.experiments.samples import request, sample
+from diffmoe.experiments.requests import request
+from diffmoe.experiments.samples import Sampled, draw_samples, sample
 from diffmoe.experiments.speed import ROWS, Measured, bench
 
 __all__ = [
     "ROWS",
     "Analysis",
+    "Comparison",
     "Converted",
+    "Evaluated",
     "Measured",
     "Needs",
+    "PreparedCache",
     "RunReport",
+    "Sampled",
     "Sweep",
     "analyze",
     "bench",
+    "compare",
     "convert",
     "demo",
+    "draw_samples",
+    "evaluate",
+    "make_statistics",
     "needs",
+    "prepare",
     "report",
     "request",
     "sample",

@@ -1,14 +1,17 @@
 """A run made ready to draw from, and drawn from: what sampling and reporting have in common."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
-from diffmoe.checkpoint import LoadedRun, RunFolder, load
+from diffmoe.checkpoint import LoadedRun, RunFolder, claimed_manifest, load
 from diffmoe.codec import Codec, build_codec
 from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
 from diffmoe.device import resolve_device
@@ -16,15 +19,19 @@ from diffmoe.errors import ConfigError
 from diffmoe.sampling import (
     Calibration,
     Moment,
+    Origin,
+    Prepared,
     calibrate,
     check_request,
     decode,
-    generate,
     refuse_capture,
     stamp,
 )
+from diffmoe.training import STORED
 
-__all__ = ["Drawing", "config_of"]
+__all__ = ["Drawing", "Wanted", "config_of"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def config_of(path: Path | str) -> RunConfig:
@@ -33,16 +40,84 @@ def config_of(path: Path | str) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """Images that a run is to draw, with all that can be refused refused beforehand."""
+class Wanted:
+    """Images asked of a run, with all refused that can be before its weights are read."""
 
-    run: LoadedRun
-    codec: Codec
-    settings: SamplingConfig
+    path: Path
+    config: RunConfig  # its sampling settings are those to draw with
     labels: list[int]
     seeds: list[int]
     device: torch.device
-    capture: bool = False  # record the network and replay it
+    capture: bool  # record the network and replay it
+    codec: Codec
+
+    @classmethod
+    def checked(
+        cls,
+        path: Path | str,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        settings: SamplingConfig,
+        device: str,
+        capture: bool = False,
+    ) -> "Wanted":
+        """The request, and the codec that is to make pictures of what the run at `path` draws."""
+        config = replace(config_of(path), sampling=settings)  # checks them together
+        check_request(config, labels, seeds)
+        _refuse_pictures(config)
+        place = resolve_device(device)
+        if capture:
+            refuse_capture(place)
+        numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
+        return cls(Path(path), config, *numbers, place, capture, build_codec(config.codec, place))
+
+    @property
+    def claimed_stamp(self) -> dict[str, Any] | None:
+        """How the images would be made, by what the newest checkpoint claims; None without one."""
+        folder, weights = RunFolder(self.path), self.config.sampling.weights
+        manifest = claimed_manifest(folder.checkpoints)
+        if manifest is None:
+            return None
+        part = manifest.files.get(f"{'ema' if weights == 'ema' else 'model'}.safetensors", {})
+        sha = str(part.get("sha256"))
+        origin = _Claimed(folder, self.config, manifest.step, weights, sha, manifest.trained_on)
+        return self.stamp(origin)
+
+    def stamp(self, origin: Origin) -> dict[str, Any]:
+        """How images of these weights are made, but for their calibration."""
+        count, decoder = len(self.labels), self.codec.identity
+        return stamp(origin, self.config.sampling, images=count, decoder=decoder)
+
+    def ready(self, progress: bool = False) -> "Drawing":
+        """The same with the weights read.
+
+        Where a capacity is asked for, its thresholds are found, or read from the run's folder.
+        """
+        settings = self.config.sampling
+        run = load(self.path, weights=settings.weights, device=self.device)
+        _tell_another_codec(run, self.codec)
+        found = calibrate(run, settings, progress=progress) if settings.capacity else None
+        return Drawing(run, self, found)
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    """The weights that a run would be drawn from, by what its newest checkpoint claims."""
+
+    folder: RunFolder
+    config: RunConfig
+    step: int
+    weights: str
+    fingerprint: str
+    trained_on: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images that a run is to draw, and the run ready for it."""
+
+    run: LoadedRun
+    wanted: Wanted
     calibration: Calibration | None = None  # the thresholds of policy `target`
 
     @classmethod
@@ -56,27 +131,38 @@ class Drawing:
         progress: bool = False,
         capture: bool = False,
     ) -> "Drawing":
-        """The run at `path`, its codec and the request, checked before the weights are read.
+        """The run at `path`, its codec and the request, checked before the weights are read."""
+        return Wanted.checked(path, labels, seeds, settings, device, capture).ready(progress)
 
-        Where a capacity is asked for, its thresholds are found, or read from the run's folder.
-        """
-        config = replace(config_of(path), sampling=settings)  # checks them together
-        check_request(config, labels, seeds)
-        _refuse_pictures(config)
-        place = resolve_device(device)
-        if capture:
-            refuse_capture(place)
-        run = load(path, weights=settings.weights, device=place)
-        numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
-        codec = build_codec(run.config.codec, place)
-        found = calibrate(run, settings, progress=progress) if settings.capacity else None
-        return cls(run, codec, settings, *numbers, place, capture, found)
+    @property
+    def settings(self) -> SamplingConfig:
+        """How they are drawn."""
+        return self.wanted.config.sampling
+
+    @property
+    def labels(self) -> list[int]:
+        """Their classes."""
+        return self.wanted.labels
+
+    @property
+    def seeds(self) -> list[int]:
+        """Their seeds."""
+        return self.wanted.seeds
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are drawn."""
+        return self.wanted.device
+
+    @property
+    def codec(self) -> Codec:
+        """What makes pictures of them."""
+        return self.wanted.codec
 
     @property
     def stamp(self) -> dict[str, Any]:
         """How the images are made."""
-        facts = {"images": len(self.labels), "decoder": self.codec.identity}
-        made = stamp(self.run, self.settings, **facts)  # type: ignore[arg-type]
+        made = self.wanted.stamp(self.run)
         if self.calibration is not None:
             made["calibration"] = {
                 "realised": self.calibration.realised,
@@ -86,20 +172,40 @@ class Drawing:
             }
         return made
 
-    def images(self, *, callback: Callable[[Moment], None] | None = None, progress: bool) -> Tensor:
-        """The images, uint8 (N, C, H, W)."""
-        latents = generate(
+    def prepared(self, keep_records: bool = False) -> Prepared:
+        """The network ready to draw, once for all batches."""
+        return Prepared.of(
             self.run.model,
             self.run.config,
-            self.labels,
-            self.seeds,
-            settings=self.settings,
+            self.settings,
             thresholds=self.calibration and self.calibration.thresholds,
-            callback=callback,
-            capture=self.capture,
-            progress=progress,
+            capture=self.wanted.capture,
+            keep_records=keep_records,
         )
+
+    def decoded(self, latents: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n C H W"]:
+        """What the network has drawn, as 8-bit images."""
         return torch.cat(list(decode(self.codec, latents, self.device)))
+
+    def images(
+        self, *, callback: Callable[[Moment], None] | None = None, progress: bool
+    ) -> UInt8[Tensor, "N C H W"]:
+        """All the images, held in memory."""
+        ready, count = self.prepared(callback is not None), len(self.labels)
+        found = []
+        with tqdm(total=count, desc="sample", unit="image", disable=not progress) as bar:
+            for latents in ready.batches(self.labels, self.seeds, range(count), callback):
+                found.append(self.decoded(latents))
+                bar.update(len(latents))
+        return torch.cat(found)
+
+
+def _tell_another_codec(run: LoadedRun, codec: Codec) -> None:
+    """Warn of pictures made by another codec than that of the training, where that is known."""
+    known = run.trained_on.get("codec", STORED)
+    if known not in (STORED, codec.identity):
+        what = "codec.path is not what the run was trained with: %s, not %s"
+        _LOG.warning(what, codec.identity, known)
 
 
 def _refuse_pictures(config: RunConfig) -> None:

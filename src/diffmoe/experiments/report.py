@@ -72,7 +72,8 @@ def report(
     seeds = range(first_seed, first_seed + count)
     drawing = Drawing.prepare(path, labels, seeds, settings, device, progress)
     refuse_unwritable(drawing.run.folder.path, "report.html")
-    reference = Reference.of(config, drawing.run.trained_on.get("data"))
+    run = drawing.run
+    reference = Reference.of(config, run.trained_on.get("data"), run.folder.class_names)
     trace = CapacityTrace.empty(config, settings.steps)
     images, classes = drawing.images(callback=trace, progress=progress), torch.tensor(labels)
     scores, unscored = score_samples(reference, images, classes)

@@ -1,59 +1,198 @@
-"""Draw images from a run and write them into its folder."""
+"""Draw images from a run, in parts that any number of processes share, and write them."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from diffmoe.analysis import CapacityTrace
+from diffmoe.checkpoint import Parts
 from diffmoe.config import SamplingConfig
-from diffmoe.errors import ConfigError
-from diffmoe.experiments.draw import Drawing
-from diffmoe.sampling import balanced_labels, refuse_place, write_samples
+from diffmoe.device import is_first_process
+from diffmoe.errors import StoppedError
+from diffmoe.experiments.draw import Drawing, Wanted
+from diffmoe.experiments.order import Order
+from diffmoe.sampling import DrawnPart, ImageRequest, Prepared, output_of
 
-__all__ = ["request", "sample"]
+__all__ = ["Sampled", "draw_samples", "sample"]
 
 _LOG = logging.getLogger(__name__)
-_COUNT = 16  # images when nothing says how many
+_PART = 128  # images of a part, about
+_TRACE = "trace.safetensors"
 
 
-def sample(
+@dataclass(frozen=True)
+class Sampled:
+    """Where the images are."""
+
+    path: Path
+    sheet: Path
+    count: int
+
+    @property
+    def lines(self) -> list[str]:
+        """The same in words."""
+        return [f"{self.count} images: {self.path}", f"all at a glance: {self.sheet}"]
+
+
+def sample(path: Path | str, labels: Sequence[int], seeds: Sequence[int], **options: Any) -> Path:
+    """Draw images as `draw_samples` does; returns where they are."""
+    return draw_samples(path, labels, seeds, **options).path
+
+
+def draw_samples(
     path: Path | str,
     labels: Sequence[int],
     seeds: Sequence[int],
     *,
     settings: SamplingConfig,
+    law: str = "given",
     out: Path | None = None,
+    format: str | None = None,
     device: str = "auto",
     capture: bool = False,
     progress: bool = True,
-) -> Path:
-    """Write one PNG for each (label, seed), a contact sheet and a stamp; returns the folder.
+) -> Sampled:
+    """Write an image for each (label, seed), a sheet of the first and how they were made.
 
-    Without `out` the folder lies in the run and is named after what was asked for, so the same
-    command writes the same folder. Raises StorageError, before anything is drawn, if `out` holds
-    anything but samples, which writing would remove.
+    Without `out` they lie in the run, named after what was asked for, so that the same command
+    writes the same place; where they lie already, nothing is done. Parts that a stopped job has
+    drawn are not drawn again. `law` says where the labels are from, for the record. Raises
+    StorageError, before anything is drawn, if `out` holds anything but samples, ConfigError if
+    another request is half done there, StoppedError if it is interrupted.
     """
-    if out is not None:
-        refuse_place(out)
-    drawing = Drawing.prepare(path, labels, seeds, settings, device, progress, capture)
-    target = out or drawing.run.folder.samples / _name(drawing)
-    refuse_place(target)
-    images, facts = _drawn(drawing, progress)
-    write_samples(target, images, drawing.labels, drawing.seeds, {**drawing.stamp, **facts})
-    return target
+    output, shown = output_of(format, out), progress and is_first_process()
+    wanted = Wanted.checked(path, labels, seeds, settings, device, capture)
+    stamp = wanted.claimed_stamp
+    if stamp is not None:
+        order = Order(output, wanted, stamp, out)
+        if order.is_over:
+            _LOG.info("nothing left to do: %s", order.target)
+            return _sampled(order)
+        order.refuse()
+    elif out is not None:
+        output.refuse(out)
+    drawing = wanted.ready(shown)
+    order = Order(output, wanted, drawing.stamp, out)  # of the weights that were read
+    order.refuse()
+    return _Work(order, drawing, law).done(shown)
 
 
-def _drawn(drawing: Drawing, progress: bool) -> tuple[Tensor, dict[str, float]]:
-    """The images, and what they cost: their capacity, and what a cap left out."""
-    settings = drawing.settings
-    if not drawing.run.model.moe_layers or drawing.capture:
-        return drawing.images(progress=progress), {}  # to look on would keep every record
-    trace = CapacityTrace.empty(drawing.run.config, settings.steps)
-    images = drawing.images(callback=trace, progress=progress)
+def _sampled(order: Order) -> Sampled:
+    target = order.target
+    return Sampled(target, order.output.sheet(target), len(order.wanted.labels))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An order that this process and any others do together."""
+
+    order: Order
+    drawing: Drawing
+    law: str
+
+    @cached_property
+    def asked(self) -> ImageRequest:
+        """The images, with the names of all classes: numbers where the run keeps none."""
+        known = self.drawing.run.folder.class_names
+        classes = self.drawing.run.config.model.num_classes
+        names = [*known, *map(str, range(len(known), classes))]
+        return ImageRequest(self.drawing.labels, self.drawing.seeds, names)
+
+    @property
+    def size(self) -> int:
+        """Images of a part, whole batches: so its images do not depend on who draws them."""
+        batch = self.drawing.settings.batch
+        return min(batch * max(1, round(_PART / batch)), len(self.asked))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that the parts depend on."""
+        found = {"calibration": self.drawing.stamp.get("calibration")}
+        return self.order.key | found | {"part_images": self.size}
+
+    def images_of(self, part: int) -> range:
+        """The numbers of the images of a part."""
+        return range(part * self.size, min((part + 1) * self.size, len(self.asked)))
+
+    def count(self, parts: Iterable[int]) -> int:
+        """The number of images of some parts."""
+        return sum(len(self.images_of(part)) for part in parts)
+
+    def done(self, progress: bool) -> Sampled:
+        """Draw what nobody else draws, until all is there and put together."""
+        folder, number = self.order.parts, -(-len(self.asked) // self.size)
+        written = self.order.output.is_written
+        with Parts.opened(
+            folder, number, self.key, lambda: written(self.order.target, self.order.name)
+        ) as parts:
+            if parts is None:
+                return _sampled(self.order)
+            try:
+                self._draw(parts, progress)
+                parts.end(lambda: self._assemble(parts), lambda: self.order.is_written)
+                return _sampled(self.order)
+            except KeyboardInterrupt as stop:
+                raise StoppedError(
+                    f"interrupted: {self.count(parts.done)} of {len(self.asked)} images are there",
+                    where=str(folder),
+                    remedy="the same command goes on from there",
+                ) from stop
+
+    def _draw(self, parts: Parts, progress: bool) -> None:
+        """Draw part after part, together with other processes, until all are there."""
+        ready, total = self.drawing.prepared(), len(self.asked)
+        done = self.count(parts.done)
+        with tqdm(
+            total=total, initial=done, desc="sample", unit="image", disable=not progress
+        ) as bar:
+
+            def tell(_: int) -> None:
+                bar.n = self.count(parts.done)  # others draw too
+                bar.refresh()
+
+            parts.fill(lambda part, aside: self._draw_part(part, aside, ready, bar), tell)
+
+    def _draw_part(self, part: int, aside: Path, ready: Prepared, bar: Any) -> None:
+        trace, images, found = self._trace(), self.images_of(part), []
+        for latents in ready.batches(self.asked.labels, self.asked.seeds, images, trace):
+            found.append(self.drawing.decoded(latents))
+            bar.update(len(latents))
+        self.order.output.write_part(aside, torch.cat(found), images, self.asked)
+        if trace is not None:
+            save_file(trace.tensors, aside / _TRACE)
+
+    def _trace(self) -> CapacityTrace | None:
+        """What counts the cost of a part; to look on would keep every record of a captured one."""
+        run = self.drawing.run
+        if not run.model.moe_layers or self.drawing.wanted.capture:
+            return None
+        return CapacityTrace.empty(run.config, self.drawing.settings.steps)
+
+    def _assemble(self, parts: Parts) -> None:
+        drawn = [DrawnPart(parts.path(part), self.images_of(part)) for part in range(parts.count)]
+        facts = self._capacity(drawn)
+        said = self.drawing.stamp | facts | {"labels": self.law, "request": self.order.name}
+        self.order.output.assemble(self.order.target, drawn, self.asked, said)
+
+    def _capacity(self, parts: Sequence[DrawnPart]) -> dict[str, float]:
+        """What the images cost: their capacity, and what a cap left out; nothing if not known."""
+        files, trace = [part.folder / _TRACE for part in parts], self._trace()
+        if trace is None or not all(file.exists() for file in files):
+            return {}
+        for file in files:
+            trace.add(CapacityTrace.of_tensors(load_file(file)))
+        return _told(trace, self.drawing.settings)
+
+
+def _told(trace: CapacityTrace, settings: SamplingConfig) -> dict[str, float]:
+    """The facts of a trace, which are also logged."""
     asked = (
         "" if settings.capacity is None else f", {settings.capacity:g} asked for over all classes"
     )
@@ -63,30 +202,4 @@ def _drawn(drawing: Drawing, progress: bool) -> tuple[Tensor, dict[str, float]]:
         facts["dropped"] = trace.dropped_share
         share = 100 * trace.dropped_share
         _LOG.info("max_capacity left out %.2f %% of what experts asked for", share)
-    return images, facts
-
-
-def _name(drawing: Drawing) -> str:
-    asked = json.dumps([drawing.stamp, drawing.labels, drawing.seeds], default=str).encode()
-    return f"step-{drawing.run.step:08d}-{hashlib.sha256(asked).hexdigest()[:8]}"
-
-
-def request(
-    labels: Sequence[int], seeds: Sequence[int], count: int | None, classes: int
-) -> tuple[Sequence[int], Sequence[int]]:
-    """Labels and seeds to draw: without labels all classes in turn, without seeds 0, 1, 2, ...
-
-    As many as there are labels, or else seeds, or else `count`; raises ConfigError if `count`
-    says otherwise.
-    """
-    given = len(labels) or len(seeds)
-    if given and count not in (None, given):
-        raise ConfigError(
-            f"count {count} does not go with {given} {'labels' if len(labels) else 'seeds'}",
-            remedy="leave one of them out",
-        )
-    number = given or (_COUNT if count is None else count)
-    return (
-        labels if len(labels) else balanced_labels(number, classes),
-        seeds if len(seeds) else range(number),
-    )
+    return facts

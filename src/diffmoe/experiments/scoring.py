@@ -26,26 +26,30 @@ class Reference:
 
     source: Source | None
     unscored: str  # a sentence; empty if samples can be scored
+    kept: tuple[str, ...] = ()  # names of the classes that the run keeps itself
 
     @classmethod
-    def of(cls, config: RunConfig, trained_on: str | None = None) -> "Reference":
+    def of(
+        cls, config: RunConfig, trained_on: str | None = None, kept: tuple[str, ...] = ()
+    ) -> "Reference":
         """The data a config names; nothing is raised, as a report needs only the run.
 
         `trained_on` is the fingerprint of the training data, None where it is not known: other
-        data, or the same ones changed since, score nothing and name no class.
+        data, or the same ones changed since, score nothing and name no class. Without data, classes
+        are called what the run `kept` of them.
         """
         try:
             source = open_source(config)
             found = source.fingerprint
         except DiffMoEError as error:
-            return cls(None, str(error))
+            return cls(None, str(error), kept)
         if trained_on not in (None, found):
-            return cls(None, _CHANGED.format(trained_on, found))
-        return cls(source, _unscorable(config, source))
+            return cls(None, _CHANGED.format(trained_on, found), kept)
+        return cls(source, _unscorable(config, source), kept)
 
     def names(self, classes: int) -> list[str]:
-        """The name of each class, its number where the data have none."""
-        known = list(self.source.class_names) if self.source is not None else []
+        """The name of each class, its number where neither data nor run have one."""
+        known = list(self.kept if self.source is None else self.source.class_names)
         return known + [str(label) for label in range(len(known), classes)]
 
 

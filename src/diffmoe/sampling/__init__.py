@@ -3,34 +3,39 @@
 from diffmoe.sampling.capture import Captured
 from diffmoe.sampling.demand import Demand
 from diffmoe.sampling.dial import calibrate
-from diffmoe.sampling.generate import (
-    Moment,
-    balanced_labels,
-    check_request,
-    decode,
-    generate,
-    refuse_capture,
-)
+from diffmoe.sampling.generate import Moment, Prepared, decode, generate, refuse_capture
 from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.output import (
+    FORMATS,
+    DrawnPart,
+    ImageRequest,
+    Output,
     contact_sheet,
+    output_of,
     refuse_place,
     refuse_unmovable,
     refuse_unwritable,
+    sweep_asides,
     to_picture,
-    write_samples,
 )
 from diffmoe.sampling.policy import sampling_plan
+from diffmoe.sampling.requests import balanced_labels, check_request, random_labels
 from diffmoe.sampling.solvers import Evaluation, Solver, build_solver, evaluations
-from diffmoe.sampling.stamp import stamp
+from diffmoe.sampling.stamp import Origin, stamp
 from diffmoe.sampling.thresholds import Calibration, find_thresholds
 
 __all__ = [
+    "FORMATS",
     "Calibration",
     "Captured",
     "Demand",
+    "DrawnPart",
     "Evaluation",
+    "ImageRequest",
     "Moment",
+    "Origin",
+    "Output",
+    "Prepared",
     "Solver",
     "balanced_labels",
     "build_solver",
@@ -42,12 +47,14 @@ __all__ = [
     "find_thresholds",
     "generate",
     "guided",
+    "output_of",
+    "random_labels",
     "refuse_capture",
     "refuse_place",
     "refuse_unmovable",
     "refuse_unwritable",
     "sampling_plan",
     "stamp",
+    "sweep_asides",
     "to_picture",
-    "write_samples",
 ]

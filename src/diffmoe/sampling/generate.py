@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import index
-from typing import SupportsIndex
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,11 +19,10 @@ from diffmoe.randomness import normals
 from diffmoe.sampling.capture import Captured
 from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.policy import sampling_plan
+from diffmoe.sampling.requests import check_request
 from diffmoe.sampling.solvers import Evaluation, build_solver
 
-__all__ = ["Moment", "balanced_labels", "check_request", "decode", "generate", "refuse_capture"]
-
-_MOST_IMAGES = 10**6  # of one call, which holds them all in memory
+__all__ = ["Moment", "Prepared", "decode", "generate", "refuse_capture"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,64 @@ class Moment:
     images: range  # which of the images asked for
     labels: Tensor  # (B,) their classes
     evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model made ready to draw: weights cast and network recorded once for all batches."""
+
+    model: DiT
+    network: DiT | Captured
+    config: RunConfig  # its sampling settings are those to draw with
+    thresholds: Tensor | None  # (L, E) of policy `target`
+
+    @classmethod
+    def of(
+        cls,
+        model: DiT,
+        config: RunConfig,
+        settings: SamplingConfig | None = None,
+        *,
+        thresholds: Tensor | None = None,
+        capture: bool = False,
+        keep_records: bool = False,
+    ) -> "Prepared":
+        """A model with all that does not depend on labels and seeds, see `generate`.
+
+        `keep_records` is for a captured network that a callback looks at.
+        """
+        settings = settings or config.sampling
+        config = replace(config, sampling=settings)  # its checks refuse another objective's sampler
+        low = settings.precision == "bfloat16"
+        model = cast_for_products(model, torch.bfloat16) if low else model
+        network = _recorded(model, keep_records) if capture else model
+        return cls(model, network, config, thresholds)
+
+    def batches(
+        self,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        images: range,
+        callback: Callable[[Moment], None] | None = None,
+    ) -> Iterator[Float[Tensor, "b C H W"]]:
+        """Samples of some of the images asked for, a batch at a time.
+
+        Batches are those of all images if `images` begins with a batch: then nothing depends on
+        which of them are drawn here.
+        """
+        settings = self.config.sampling
+        alone = settings.sampler == "dopri5" and not settings.shared_step
+        size = 1 if alone else settings.batch
+        parts: tuple[Any, ...] = (self.model, self.network, self.config, self.thresholds)
+        for start in range(images.start, images.stop, size):
+            batch = range(start, min(start + size, images.stop))
+            try:
+                yield _batch(*parts, labels, seeds, batch, callback)
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"sampling.batch {size} is too large for the memory of this device",
+                    remedy="use a smaller one, or sampling.precision bfloat16",
+                ) from error
 
 
 def generate(
@@ -55,33 +112,17 @@ def generate(
     replays it, for small batches on CUDA. Raises ConfigError for a bad label or seed, or settings
     that do not go with the objective, NonFiniteError for an image that is no number.
     """
-    settings = settings or config.sampling
-    config = replace(config, sampling=settings)  # its checks refuse another objective's sampler
     check_request(config, labels, seeds)
-    model = _prepared(model, settings)
-    network = _recorded(model, callback is not None) if capture else model
-    batch = functools.partial(_batch, model, network, config, thresholds)
-    alone = settings.sampler == "dopri5" and not settings.shared_step
-    size = 1 if alone else settings.batch
+    watched = callback is not None
+    prepared = Prepared.of(
+        model, config, settings, thresholds=thresholds, capture=capture, keep_records=watched
+    )
     found = []
     with tqdm(total=len(labels), desc="sample", unit="image", disable=not progress) as bar:
-        for start in range(0, len(labels), size):
-            images = range(start, min(start + size, len(labels)))
-            try:
-                found.append(batch(labels, seeds, images, callback))
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(
-                    f"sampling.batch {size} is too large for the memory of this device",
-                    remedy="use a smaller one, or sampling.precision bfloat16",
-                ) from error
-            bar.update(len(images))
+        for batch in prepared.batches(labels, seeds, range(len(labels)), callback):
+            found.append(batch)
+            bar.update(len(batch))
     return torch.cat(found)
-
-
-def _prepared(model: DiT, settings: SamplingConfig) -> DiT:
-    """The model with weights in the dtype of its products, cast once for all evaluations."""
-    low = settings.precision == "bfloat16"
-    return cast_for_products(model, torch.bfloat16) if low else model
 
 
 def _recorded(model: DiT, keep_records: bool) -> Captured:
@@ -167,48 +208,6 @@ def _field(
     none = torch.full_like(labels, null_class)
     both = objective.field(network, torch.cat([labels, none]), plan(branches=2))
     return guided(conditional, both, settings, objective.noise_level)
-
-
-def check_request(config: RunConfig, labels: Sequence[int], seeds: Sequence[int]) -> None:
-    """Raise ConfigError for a label that is no class, or a seed that is no 63-bit number."""
-    classes = config.model.num_classes
-    if len(labels) == 0:
-        raise ConfigError("no images are asked for", remedy="give at least one label and seed")
-    if len(labels) != len(seeds):
-        raise ConfigError(
-            f"{len(labels)} labels and {len(seeds)} seeds do not pair up",
-            remedy="give one seed for each label",
-        )
-    for label in (_whole("label", label) for label in labels):
-        if label == classes:
-            raise ConfigError(
-                f"label {label} is the null class of guidance, not a class",
-                remedy=f"use 0..{classes - 1}",
-            )
-        if not 0 <= label < classes:
-            raise ConfigError(
-                f"label {label} is out of range", remedy=f"the model has classes 0..{classes - 1}"
-            )
-    for seed in (_whole("seed", seed) for seed in seeds):
-        if not 0 <= seed < 2**63:
-            raise ConfigError(f"seed {seed} is out of range", remedy="use 0..2^63 - 1")
-
-
-def _whole(what: str, value: SupportsIndex) -> int:
-    try:
-        return int(index(value))
-    except TypeError:
-        raise ConfigError(f"{what} {value!r} is no whole number", remedy="such as 3") from None
-
-
-def balanced_labels(count: int, classes: int) -> list[int]:
-    """`count` labels, every class as often as any other, in turn."""
-    if not 1 <= count <= _MOST_IMAGES:
-        raise ConfigError(
-            f"count {count} is not in [1, {_MOST_IMAGES}]",
-            remedy="draw more in several calls, each with seeds of its own",
-        )
-    return [image % classes for image in range(count)]
 
 
 def decode(

@@ -2,19 +2,47 @@
 
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from diffmoe.checkpoint import LoadedRun
-from diffmoe.config import SamplingConfig
+from diffmoe.checkpoint import RunFolder
+from diffmoe.config import RunConfig, SamplingConfig
 from diffmoe.sampling.solvers import evaluations
 
-__all__ = ["stamp"]
+__all__ = ["Origin", "stamp"]
+
+
+class Origin(Protocol):
+    """Which weights of which run: a loaded run, or what is known of it before it is loaded."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run lies."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Its config."""
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+
+    @property
+    def weights(self) -> str:
+        """Which of its weights."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of their file."""
+
+    @property
+    def trained_on(self) -> dict[str, str]:
+        """Codec and data of the training, where known."""
 
 
 def stamp(
-    run: LoadedRun,
+    run: Origin,
     settings: SamplingConfig,
     *,
     images: int | None = None,

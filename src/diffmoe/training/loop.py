@@ -13,9 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from diffmoe.checkpoint import RunFolder, prune, write
-from diffmoe.codec import build_codec
 from diffmoe.config import RunConfig, to_dict
-from diffmoe.data import Batch, open_source, stream
+from diffmoe.data import Batch, open_source, source_codec, stream
 from diffmoe.device import resolve_device
 from diffmoe.errors import ConfigError, NonFiniteError, StoppedError
 from diffmoe.objective import build_objective
@@ -40,7 +39,7 @@ def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunF
     folder = RunFolder(Path(path))
     folder.refuse_another(config)
     source = open_source(config)
-    codec = None if source.encoded else build_codec(config.codec, device)
+    codec = source_codec(config, source, device)
     trained_on = {"codec": codec.identity if codec else STORED, "data": source.fingerprint}
     with folder.locked():
         state = begin(config, folder, trained_on, device)
@@ -49,6 +48,7 @@ def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunF
         if state.step < config.loop.steps:
             batches = itertools.chain([next(batches)], batches)
         folder.claim(config)  # last: a run that cannot begin leaves no trace
+        folder.keep_class_names(source.class_names)
         if state.step < config.loop.steps:
             _run(config, folder, state, batches, progress)
     return folder

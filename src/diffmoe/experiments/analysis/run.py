@@ -67,7 +67,8 @@ def analyze(
     labels = balanced_labels(count, config.model.num_classes)
     seeds = range(first_seed, first_seed + count)
     drawing = Drawing.prepare(path, labels, seeds, settings, device, progress)
-    reference = Reference.of(config, drawing.run.trained_on.get("data"))
+    run = drawing.run
+    reference = Reference.of(config, run.trained_on.get("data"), run.folder.class_names)
     drawn = draw_traced(drawing, count, shown, frames, progress)
     found = find(drawing, drawn, reference, progress)
     made = command or f"diffmoe.analyze({str(path)!r}, count={count}, first_seed={first_seed})"

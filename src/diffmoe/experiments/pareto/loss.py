@@ -9,9 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmoe.checkpoint import LoadedRun
-from diffmoe.codec import build_codec
 from diffmoe.config import SamplingConfig
-from diffmoe.data import Source
+from diffmoe.data import Source, source_codec
 from diffmoe.errors import DiffMoEError
 from diffmoe.experiments.pareto.points import Point
 from diffmoe.experiments.scoring import Reference
@@ -101,7 +100,7 @@ def _seen(run: LoadedRun, source: Source, images: list[int]) -> Iterator[Tensor]
     """What the model sees of images, some at a time; a posterior is drawn from, as in training."""
     model, device = run.config.model, run.model.positions.device
     shape = (model.channels, model.input_size, model.input_size)
-    codec = None if source.encoded else build_codec(run.config.codec, device)
+    codec = source_codec(run.config, source, device)
     for first in range(0, len(images), _ENCODED):
         some = images[first : first + _ENCODED]
         x = torch.stack([source.load(image, flip=False) for image in some])

@@ -1,0 +1,84 @@
+"""The verbs that put numbers to images: evaluate and compare."""
+
+from pathlib import Path
+from typing import Any
+
+from diffmoe.arguments import EvaluateCommand, EvaluateRunCommand, parse
+from diffmoe.cli.words import config_of, first
+from diffmoe.console import evaluation_lines
+from diffmoe.errors import ConfigError
+
+__all__ = ["compare", "evaluate"]
+
+
+def evaluate(words: list[str]) -> None:
+    """Compare images, or images drawn from a run, with a reference."""
+    name, rest = first(words, "evaluate", "RUN|FOLDER|NPZ", EvaluateCommand)
+    if (Path(name) / "config.yaml").is_file():
+        _evaluate_run(name, rest)
+        return
+    command = parse(EvaluateCommand, EvaluateCommand(), rest, f"diffmoe evaluate {name}")
+    from diffmoe.experiments import evaluate, make_statistics
+
+    shared: dict[str, Any] = {
+        "network": command.network,
+        "weights": command.network_weights,
+        "count": command.count,
+        "device": command.device,
+        "progress": not command.quiet,
+    }
+    if command.statistics is None:
+        _refuse(command.side is not None, "--side goes with --statistics", "leave it out")
+        found = evaluate(name, command.reference, crop=command.crop, out=command.out, **shared)
+        print("\n".join(evaluation_lines(found)))
+        return
+    idle = command.reference is not None or command.out is not None or command.crop
+    _refuse(
+        idle,
+        "--statistics makes a reference of the images and compares them with nothing",
+        "leave out --reference, --crop and --out",
+    )
+    made = make_statistics(name, command.statistics, crop=command.side, **shared)
+    print(f"statistics: {made}")
+
+
+def _evaluate_run(name: str, words: list[str]) -> None:
+    default = EvaluateRunCommand(settings=config_of(name).sampling)
+    command = parse(EvaluateRunCommand, default, words, f"diffmoe evaluate {name}")
+    from diffmoe.device import keep_freed_memory
+    from diffmoe.experiments import evaluate
+
+    keep_freed_memory()
+    found = evaluate(
+        name,
+        command.reference,
+        network=command.network,
+        weights=command.network_weights,
+        count=command.count,
+        crop=command.crop,
+        settings=command.settings,
+        first_seed=command.seed,
+        out=command.out,
+        device=command.device,
+        progress=not command.quiet,
+    )
+    print("\n".join(evaluation_lines(found)))
+
+
+def _refuse(wrong: bool, what: str, remedy: str) -> None:
+    if wrong:
+        raise ConfigError(what, remedy=remedy)
+
+
+def compare(words: list[str]) -> None:
+    """Put two evaluations side by side, what differs in their protocols first."""
+    if words and words[0] in ("-h", "--help"):
+        print("usage: diffmoe compare A.json B.json\n\nTwo files that diffmoe evaluate wrote.")
+        return
+    if len(words) != 2 or any(word.startswith("-") for word in words):
+        raise ConfigError(
+            "diffmoe compare needs A.json B.json", remedy="see diffmoe compare --help"
+        )
+    from diffmoe.experiments import compare
+
+    print("\n".join(compare(*words).lines()))

@@ -1,0 +1,63 @@
+"""The verb that encodes images ahead of training: prepare."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffmoe.arguments import PrepareCommand, parse
+from diffmoe.cli.words import first
+from diffmoe.config import AutoencoderCodec
+from diffmoe.console import program
+from diffmoe.presets import preset
+
+if TYPE_CHECKING:
+    from diffmoe.experiments import PreparedCache
+
+__all__ = ["prepare"]
+
+_PRESET = "diffmoe-s-e16-flow"  # that the next command trains
+
+
+def prepare(words: list[str]) -> None:
+    """Encode images into a latent cache."""
+    data, rest = first(words, "prepare", "DATA", PrepareCommand)
+    command = parse(PrepareCommand, PrepareCommand(), rest, f"diffmoe prepare {shlex.quote(data)}")
+    from diffmoe.device import is_first_process
+    from diffmoe.experiments import prepare
+
+    done = prepare(
+        Path(data),
+        command.autoencoder,
+        out=command.out,
+        side=command.side,
+        dtype=command.dtype,
+        flip=command.flip,
+        shard=command.shard,
+        skip_damaged=command.skip_damaged,
+        workers=command.workers,
+        device=command.device,
+        progress=not command.quiet,
+    )
+    if is_first_process():
+        print("\n".join(done.lines()))
+        print(f"next: {program()} {shlex.join(_training(done))}")
+
+
+def _training(done: "PreparedCache") -> list[str]:
+    """The words that train a preset from a cache: what the preset has otherwise is named."""
+    record, base = done.record, preset(_PRESET)
+    made, codec = record.autoencoder, base.codec
+    assert isinstance(codec, AutoencoderCodec)
+    wanted = [
+        ("model.input-size", record.block[-1], base.model.input_size),
+        ("model.channels", made.channels, base.model.channels),
+        ("model.out-channels", made.channels, base.model.out_channels),
+        ("codec.path", made.path, codec.path),
+        ("codec.factor", made.factor, codec.factor),
+        ("codec.scale", made.scale, codec.scale),
+        ("codec.shift", made.shift, codec.shift),
+    ]
+    words = ["train", _PRESET, "--data.path", str(done.path)]
+    words += ["--model.num-classes", str(len(record.class_names))]
+    words += [word for name, own, its in wanted if own != its for word in (f"--{name}", str(own))]
+    return words if record.flip else [*words, "--data.no-flip"]

@@ -1,0 +1,142 @@
+"""Pictures in a folder: one sub-folder for each class, numbered in the order of their names."""
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from diffmoe.data.images import unreadable
+from diffmoe.data.pictures.names import Names, printable
+from diffmoe.data.pictures.pictures import (
+    HEAD,
+    fingerprint_of,
+    is_picture,
+    no_classes,
+    no_pictures,
+)
+from diffmoe.errors import DataError
+
+__all__ = ["FolderPictures", "Listing", "listing"]
+
+
+class Listing(NamedTuple):
+    """Paths of pictures below a folder, and what names their classes."""
+
+    paths: list[str]
+    labels: Int[Tensor, " N"] | None
+    class_names: tuple[str, ...]
+
+
+class FolderPictures:
+    """The files of a listing."""
+
+    def __init__(self, folder: Path, found: Listing) -> None:
+        self._folder, self._paths = folder, Names(found.paths)
+        self.labels, self.class_names = found.labels, found.class_names
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of labels, of all paths below the folder with their sizes, and of a few files.
+
+        A file that cannot be read counts as empty here: its error is due when it is a sample.
+        """
+        sizes = np.array([_size(f"{self._folder}/{path}") for path in self._paths])
+        return fingerprint_of(self.labels, self._paths, sizes, self._head)
+
+    def name(self, index: int) -> str:
+        """The path of a picture."""
+        return str(self._path(index))
+
+    def read(self, index: int) -> bytes:
+        """The content of a file; raises DataError naming it and its index."""
+        try:
+            return self._path(index).read_bytes()
+        except OSError as error:
+            raise unreadable(index, self.name(index), error) from error
+
+    def _path(self, index: int) -> Path:
+        return self._folder / self._paths[index]
+
+    def _head(self, index: int) -> bytes:
+        try:
+            with self._path(index).open("rb") as file:
+                return file.read(HEAD)
+        except OSError:
+            return b""
+
+
+def listing(folder: Path, *, labelled: bool) -> Listing:
+    """The pictures of a folder, whose classes are its sub-folders in the order of their names.
+
+    Pictures lie anywhere below their class, in the order of their paths; names that begin with a
+    dot are passed over, and so are pictures beside the classes. Where no label is needed, a folder
+    without classes is a set of pictures without labels. Raises DataError if there are none.
+    """
+    found = {name: sorted(_images(folder / name)) for name in _classes(folder)}
+    if not labelled:
+        found = {name: images for name, images in found.items() if images}
+    if not any(found.values()):
+        return Listing(_loose(folder, labelled), None, ())
+    _refuse_empty(folder, found)
+    paths = [os.path.relpath(path, folder) for images in found.values() for path in images]
+    labels = [label for label, images in enumerate(found.values()) for _ in images]
+    return Listing(paths, torch.tensor(labels), tuple(map(printable, found)))
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path) -> Iterator[str]:
+    """Paths of images below a folder; links to folders are not followed, dead links are listed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _images(Path(entry.path))
+            elif _is_image(entry):
+                yield entry.path
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether a name is an image's and not a pipe's, which would block its reader for ever."""
+    return is_picture(entry.name) and (entry.is_file() or entry.is_symlink())
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - making a Path costs more than the call
+    except OSError:
+        return 0
+
+
+def _loose(folder: Path, labelled: bool) -> list[str]:
+    """Names of the pictures right in the folder; raises DataError if they are not enough."""
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if _is_image(e) and not e.name.startswith("."))
+    if not names:
+        raise no_pictures(str(folder), labelled)
+    if labelled:
+        raise no_classes(str(folder), len(names))
+    return names
+
+
+def _refuse_empty(folder: Path, found: dict[str, list[str]]) -> None:
+    """Raise DataError if a class holds no images."""
+    for name, images in found.items():
+        if not images:
+            raise DataError(
+                f"class {name!r} holds no images",
+                where=str(folder / name),
+                remedy="add its images or remove the sub-folder",
+            )

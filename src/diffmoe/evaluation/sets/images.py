@@ -1,0 +1,125 @@
+"""Sets of 8-bit RGB images, wherever they lie."""
+
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from diffmoe.codec import to_uint8
+from diffmoe.data import (
+    CacheSource,
+    Notes,
+    Pictures,
+    Source,
+    decode_exact,
+    decode_image,
+    open_pictures,
+)
+from diffmoe.errors import ConfigError, DataError
+from diffmoe.evaluation.sets.npz import NpzSet
+
+__all__ = ["ImageSet", "PictureSet", "SourceSet", "open_images"]
+
+_AS_IT_IS = Notes(grey=False, alpha=False, converted=False)
+_GREY = Notes(grey=True, alpha=False, converted=False)
+
+
+class ImageSet(Protocol):
+    """Images to evaluate, numbered from 0; any process may read any of them."""
+
+    labels: Int[Tensor, " N"] | None  # None where nothing names a class
+    class_names: tuple[str, ...]  # empty where there are no labels
+    place: str  # for messages
+
+    def __len__(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the images cheaply, to tell whether a work that goes on is on the same ones."""
+
+    def name(self, index: int) -> str:
+        """Where an image lies, for messages."""
+
+    def read(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
+        """One image, and what it was before it became 8-bit RGB."""
+
+
+class PictureSet:
+    """Pictures as they are, or their centres scaled to `crop` pixels in ADM's way."""
+
+    def __init__(self, pictures: Pictures, place: str, crop: int | None = None) -> None:
+        self._pictures, self._crop = pictures, crop
+        self.labels, self.class_names = pictures.labels, pictures.class_names
+        self.place = place
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the pictures, and the crop."""
+        return f"{self._pictures.fingerprint} crop {self._crop}"
+
+    def name(self, index: int) -> str:
+        """Where a picture lies."""
+        return self._pictures.name(index)
+
+    def read(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
+        """One image; raises DataError naming its file."""
+        content, name = self._pictures.read(index), self._pictures.name(index)
+        if self._crop is None:
+            return decode_exact(content, name, index)
+        cropped = decode_image(content, name, index, channels=3, side=self._crop)
+        return to_uint8(cropped[None])[0], _AS_IT_IS
+
+
+class SourceSet:
+    """The images a run was trained on, as the model saw them."""
+
+    def __init__(self, source: Source, place: str) -> None:
+        if source.encoded or isinstance(source, CacheSource):
+            raise ConfigError(
+                "the run was trained on latents, which are no images to compare with",
+                where=place,
+                remedy="give --reference: images, an .npz or statistics",
+            )
+        self._source = source
+        self.labels, self.class_names, self.place = source.labels, source.class_names, place
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the data, and the size they are scaled to."""
+        return f"{self._source.fingerprint} shape {self._source.shape}"
+
+    def name(self, index: int) -> str:
+        """The number of an image."""
+        return f"{self.place}[{index}]"
+
+    def read(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
+        """One image."""
+        pixels = to_uint8(self._source.load(index, flip=False)[None])[0]
+        return pixels.expand(3, -1, -1).contiguous(), _GREY if len(pixels) == 1 else _AS_IT_IS
+
+
+def open_images(path: Path, crop: int | None = None) -> ImageSet:
+    """The images at `path`: an `.npz` of the ADM protocol, a folder, an archive, a data set."""
+    if not path.exists():
+        raise ConfigError(
+            "there are no images: the path does not exist",
+            where=str(path.absolute()),
+            remedy="give a run, a folder of images, an archive or an .npz",
+        )
+    if path.suffix == ".npz":
+        if crop is not None:
+            raise ConfigError(
+                "images of an .npz are not cropped", where=str(path), remedy="leave out --crop"
+            )
+        return NpzSet(path)
+    found = PictureSet(open_pictures(path, labelled=False), str(path), crop)
+    if len(found) < 2:
+        raise DataError(f"{len(found)} images are too few to evaluate", where=str(path))
+    return found

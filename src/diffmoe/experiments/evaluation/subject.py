@@ -1,0 +1,181 @@
+"""What is evaluated against what, and with which network: found and checked before any work."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from diffmoe.checkpoint import RunFolder
+from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
+from diffmoe.data import open_source
+from diffmoe.errors import ConfigError
+from diffmoe.evaluation import (
+    ADM_SAMPLES,
+    FeatureNetwork,
+    ImageSet,
+    Reference,
+    SourceSet,
+    find_small_network,
+    load_dino,
+    load_inception_network,
+    open_images,
+    open_reference,
+    read_images,
+    record_of,
+    small_network,
+)
+from diffmoe.experiments.requests import request
+from diffmoe.experiments.samples import sample
+
+__all__ = ["NetworkName", "Samples", "choose", "load_network", "reference_of", "samples_of"]
+
+NetworkName = Literal["inception", "dinov2", "small", "clip"]
+_SMALL_SIDES = range(8, 65)  # pixels of the images that the small network takes
+_SMALL_IMAGES = 20_000  # that it is trained on at most
+_SMALL_DRAWN = 10_000  # samples drawn at most to compare with a small reference
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The images to evaluate, and how they were made where that is known."""
+
+    images: ImageSet
+    count: int
+    record: dict[str, Any] | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names that were recorded as the images were drawn, else those of the set."""
+        return tuple((self.record or {}).get("class_names") or self.images.class_names)
+
+
+def run_config(path: Path) -> RunConfig | None:
+    """The config of the run at `path`, None if it is none but images."""
+    folder = RunFolder(path)
+    return folder.read_config() if path.is_dir() and folder.is_run else None
+
+
+def choose(name: NetworkName | None, config: RunConfig | None, given: bool) -> NetworkName:
+    """The network to use where none is named.
+
+    Small images of a run and its own data have the small network; everything else has Inception.
+    """
+    if name is not None:
+        return name
+    is_small = config is not None and config.image_size in _SMALL_SIDES
+    own_pixels = config is not None and isinstance(config.codec, PixelCodec) and not given
+    return "small" if is_small and own_pixels else "inception"
+
+
+def reference_of(config: RunConfig | None, reference: Path | None, side: int | None) -> Reference:
+    """The reference that was given, its images cropped to `side`, else a run's training data."""
+    if reference is not None:
+        return _sized(open_reference(reference, side))
+    if config is None:
+        raise ConfigError(
+            "there is nothing to compare the images with",
+            remedy="give --reference, or --statistics to make a reference of the images",
+        )
+    if side is not None:
+        raise ConfigError(
+            "a run's own data are cropped as it was trained on them", remedy="leave out --crop"
+        )
+    source = open_source(config)
+    where = str(getattr(config.data, "path", None) or config.data.kind)
+    return _sized(Reference(where, SourceSet(source, where)))
+
+
+def _sized(reference: Reference) -> Reference:
+    """The reference with the size of its first image."""
+    if reference.images is None:
+        return reference
+    height, width = reference.images.read(0)[0].shape[1:]
+    return replace(reference, side=(int(height), int(width)))
+
+
+def samples_of(
+    path: Path,
+    config: RunConfig | None,
+    count: int | None,
+    reference: Reference | None,
+    network: NetworkName,
+    settings: SamplingConfig | None,
+    seed: int,
+    device: str,
+    progress: bool,
+    crop: int | None = None,
+) -> Samples:
+    """The images at `path`, or images drawn from the run there, exactly `count`."""
+    if config is None:
+        images = open_images(path, crop)
+        return Samples(images, _counted(images, count), record_of(path))
+    number = count or _drawn(config, reference, network)
+    labels, seeds = request((), (), number, config.model.num_classes, first_seed=seed)
+    drawn = sample(
+        path,
+        labels,
+        seeds,
+        settings=settings or config.sampling,
+        law="balanced",
+        format="npz",
+        device=device,
+        progress=progress,
+    )
+    return Samples(open_images(drawn), number, record_of(drawn))
+
+
+def _counted(images: ImageSet, count: int | None) -> int:
+    if count is not None and not 2 <= count <= len(images):
+        raise ConfigError(
+            f"count {count} is not in [2, {len(images)}], the number of images",
+            where=images.place,
+            remedy="give more images, or leave out --count to take all",
+        )
+    return len(images) if count is None else count
+
+
+def _drawn(config: RunConfig, reference: Reference | None, network: NetworkName) -> int:
+    """As many samples as the protocol wants, or as a small reference has images, in equal parts."""
+    if network != "small" or reference is None or reference.images is None:
+        return ADM_SAMPLES
+    classes = config.model.num_classes
+    return max(1, min(_SMALL_DRAWN, len(reference.images)) // classes) * classes
+
+
+def load_network(
+    name: NetworkName, weights: str | None, reference: Reference | None, device: str, progress: bool
+) -> FeatureNetwork:
+    """The network of that name; the small one is trained on the reference, or was before."""
+    if name == "inception":
+        return load_inception_network(weights, device=device)
+    if name == "dinov2":
+        return load_dino(*([weights] if weights else []), device=device)
+    if weights is not None:
+        raise ConfigError(
+            "the small network has no weights to be given: the reference decides them",
+            remedy="leave out --network-weights",
+        )
+    return _small(reference, progress)
+
+
+def _small(reference: Reference | None, progress: bool) -> FeatureNetwork:
+    images = None if reference is None else reference.images
+    if images is None or images.labels is None:
+        raise ConfigError(
+            "the small network is trained on a reference of images with classes, which this is not",
+            where="" if reference is None else reference.place,
+            remedy="give a folder with one sub-folder a class as --reference, or another --network",
+        )
+    known, classes = images.fingerprint, len(images.class_names)
+    if reference is not None and reference.side is not None:
+        kept = find_small_network(known, side=reference.side[1], classes=classes)
+        if kept is not None:
+            return kept
+    few = np.linspace(0, len(images) - 1, min(_SMALL_IMAGES, len(images))).round()
+    numbers = sorted({int(n) for n in few})
+    pixels, _ = read_images(images, numbers)
+    labels = images.labels[numbers]
+    return small_network(
+        pixels, labels, classes=classes, fingerprint_of_data=known, progress=progress
+    )

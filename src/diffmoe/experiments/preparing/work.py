@@ -1,0 +1,159 @@
+"""What a cache is to be made of, and where; all that can be refused is refused before it begins."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from diffmoe.checkpoint import Parts, refuse_foreign_parts
+from diffmoe.codec import Autoencoder, open_autoencoder
+from diffmoe.data import CACHE, CacheRecord, ImageSource, open_pictures, read_record
+from diffmoe.device import resolve_device
+from diffmoe.errors import ConfigError, StorageError
+from diffmoe.experiments.place import refuse_results
+
+__all__ = ["Dtype", "Work", "size_of"]
+
+Dtype = Literal["float32", "float16"]
+_FORMAT = "diffmoe latent cache 1"
+_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """Images, the autoencoder that is to encode them, and how the result is kept."""
+
+    data: Path
+    source: ImageSource
+    autoencoder: Autoencoder
+    out: Path
+    side: int
+    dtype: Dtype
+    flip: bool
+    shard_images: int
+    skip_damaged: bool
+    device: torch.device
+
+    @classmethod
+    def begin(
+        cls,
+        data: Path,
+        autoencoder: str,
+        *,
+        out: Path,
+        side: int,
+        dtype: Dtype,
+        flip: bool,
+        shard_images: int,
+        skip_damaged: bool,
+        device: str,
+    ) -> "Work":
+        """The work, once everything is there that it needs, and nothing that it would destroy."""
+        _refuse_numbers(side, shard_images, dtype)
+        _refuse_place(data, out)
+        place = resolve_device(device)
+        source = ImageSource(open_pictures(data), channels=_COLOURS, side=side)
+        encoder = open_autoencoder(autoencoder, place, flag="autoencoder")
+        _refuse_side(side, encoder.config.factor)
+        how = (side, dtype, flip, shard_images, skip_damaged)
+        return cls(data, source, encoder, out, *how, place)
+
+    @property
+    def parts(self) -> Path:
+        """Where shards lie until all are there."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+    @property
+    def count(self) -> int:
+        """Shards."""
+        return -(-len(self.source) // self.shard_images)
+
+    def images(self, shard: int) -> range:
+        """The images that a shard is made of."""
+        return range(len(self.source))[shard * self.shard_images :][: self.shard_images]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that a shard depends on."""
+        made_of = self.source.fingerprint, self.autoencoder.identity
+        return _key(*made_of, self.side, self.dtype, self.flip, self.shard_images)
+
+    def finished(self) -> CacheRecord | None:
+        """The facts of the cache that is there already; raises ConfigError if it is another's."""
+        if not (self.out / CACHE).exists():
+            return None
+        record = read_record(self.out)
+        made_of = record.source.fingerprint, record.autoencoder.identity
+        found = _key(*made_of, record.side, record.dtype, record.flip, record.shard_images)
+        for name, value in self.key.items():
+            if found[name] != value:
+                raise ConfigError(
+                    f"a cache of another {name} lies here: {found[name]}, not {value}",
+                    where=str(self.out),
+                    remedy="choose another --out, or remove it",
+                )
+        return record
+
+    def refuse_full(self, parts: Parts) -> None:
+        """Raise StorageError if what is left to do does not fit on the disk."""
+        left = sum(len(self.images(n)) for n in {*range(self.count)} - {*parts.done})
+        free, wanted = shutil.disk_usage(self.parts).free, left * self.image_bytes
+        if wanted > free:
+            raise StorageError(
+                f"{left} images need {size_of(wanted)}, and {size_of(free)} are free",
+                where=str(self.out),
+                remedy="choose another --out, or halve it with --dtype float16 or --no-flip",
+            )
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of what is kept of an image."""
+        latent = self.side // self.autoencoder.config.factor
+        values = (1 + self.flip) * 2 * self.autoencoder.channels * latent**2
+        return values * np.dtype(self.dtype).itemsize
+
+
+def _key(
+    data: str, autoencoder: str, side: int, dtype: str, flip: bool, shard: int
+) -> dict[str, Any]:
+    made_of = {"format": _FORMAT, "data": data, "autoencoder": autoencoder}
+    return {**made_of, "side": side, "dtype": dtype, "flip": flip, "shard": shard}
+
+
+def _refuse_numbers(side: int, shard_images: int, dtype: str) -> None:
+    for name, value in (("side", side), ("shard", shard_images)):
+        if not 1 <= value <= 10**6:
+            raise ConfigError(f"{name} {value} is not in 1..1000000")
+    if dtype not in ("float32", "float16"):
+        raise ConfigError(f"dtype {dtype!r} is unknown", remedy="use float32 or float16")
+
+
+def _refuse_place(data: Path, out: Path) -> None:
+    """Raise an error if the cache would lie among the images, or in the place of other things."""
+    if out.absolute().resolve().is_relative_to(data.absolute().resolve()):
+        raise ConfigError(
+            "the cache would lie among the images",
+            where=str(out),
+            remedy="choose an --out that is not below them",
+        )
+    if (out / CACHE).exists():
+        read_record(out)  # which says what to do where it is damaged
+    refuse_results(out, CACHE)
+    refuse_foreign_parts(out.with_name(f"{out.name}.parts"))
+
+
+def _refuse_side(side: int, factor: int) -> None:
+    if side % factor:
+        below = side // factor * factor
+        raise ConfigError(
+            f"side {side} is not a multiple of the autoencoder's factor, {factor}",
+            remedy=f"use {f'{below} or ' if below else ''}{below + factor}",
+        )
+
+
+def size_of(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"

@@ -1,0 +1,20 @@
+"""Images to files: kept in parts while others are drawn, then put together."""
+
+from diffmoe.sampling.output.formats import FORMATS, output_of
+from diffmoe.sampling.output.pictures import contact_sheet, to_picture
+from diffmoe.sampling.output.place import refuse_place, refuse_unmovable, refuse_unwritable
+from diffmoe.sampling.output.records import DrawnPart, ImageRequest, Output, sweep_asides
+
+__all__ = [
+    "FORMATS",
+    "DrawnPart",
+    "ImageRequest",
+    "Output",
+    "contact_sheet",
+    "output_of",
+    "refuse_place",
+    "refuse_unmovable",
+    "refuse_unwritable",
+    "sweep_asides",
+    "to_picture",
+]

@@ -1,0 +1,159 @@
+"""Samples as one `.npz` of the ADM protocol, written as a stream: no array is held as a whole."""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from diffmoe.checkpoint import write_file
+from diffmoe.errors import StorageError
+from diffmoe.sampling.output.pictures import MOST_SHOWN, captioned
+from diffmoe.sampling.output.place import refuse_foreign, refuse_unwritable
+from diffmoe.sampling.output.records import (
+    DrawnPart,
+    ImageRequest,
+    read_record,
+    sweep_asides,
+    write_record,
+)
+
+__all__ = ["NpzFile"]
+
+_PIXELS = "pixels.npy"
+_FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # of zip's calendar: the same images give the same bytes
+
+
+class NpzFile:
+    """`arr_0`, 8-bit RGB images (N, H, W, 3), and `arr_1`, their classes; not compressed.
+
+    Beside FILE.npz lie FILE.json, how it was made, and FILE-sheet.png, the first of the images.
+    """
+
+    name = "npz"
+
+    def refuse(self, target: Path) -> None:
+        """Raise StorageError unless the three files may be written: they are not there, or ours."""
+        files = (target, _record(target), self.sheet(target))
+        there = [file for file in files if file.exists() or file.is_symlink()]
+        ours = _is_ours(read_record(_record(target)))
+        foreign = [file for file in there if not (ours and file.is_file())]
+        refuse_foreign(foreign[0].name if foreign else "", target, "choose another file")
+        if any(file.is_symlink() for file in there):
+            raise StorageError(
+                "another file cannot replace a link", where=str(target), remedy="choose another"
+            )
+        refuse_unwritable(target.parent, target.name)
+
+    def sheet(self, target: Path) -> Path:
+        """The sheet lies beside the file."""
+        return target.with_name(f"{target.stem}-sheet.png")
+
+    def room(self, values: int) -> int:
+        """Every value once in the parts and once in the file."""
+        return 2 * values
+
+    def is_written(self, target: Path, request: str) -> bool:
+        """Whether the file is there, and its record says that it is of that request."""
+        record = read_record(_record(target))
+        try:
+            size = target.stat().st_size
+        except OSError:
+            return False
+        return (record.get("request"), record.get("bytes")) == (request, size)
+
+    def write_part(
+        self, folder: Path, pixels: UInt8[Tensor, "n C H W"], images: range, asked: ImageRequest
+    ) -> None:
+        """Keep images as an array, grey ones in three equal channels."""
+        colours = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+        np.save(folder / _PIXELS, colours.numpy())
+
+    def assemble(
+        self, target: Path, parts: Sequence[DrawnPart], asked: ImageRequest, facts: dict[str, Any]
+    ) -> None:
+        """Write the file in one rename, its record and then its sheet just before."""
+        self.refuse(target)
+        for file in (target, _record(target), self.sheet(target)):
+            sweep_asides(file)
+
+        def write(aside: Path) -> None:
+            digest = _write_arrays(aside, parts, asked)
+            target.unlink(missing_ok=True)  # the record of its successor would be none of it
+            said = {
+                **facts,
+                "format": self.name,
+                "class_names": list(asked.class_names),
+                "bytes": aside.stat().st_size,
+                "pixels_sha256": digest,
+            }
+            write_file(_record(target), lambda p: write_record(p, said, "seeds", asked.seeds))
+            write_file(self.sheet(target), _sheet(parts, asked).save)  # the record calls it ours
+
+        write_file(target, write)
+
+
+def _record(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _is_ours(record: dict[str, Any]) -> bool:
+    return record.get("format") == NpzFile.name and "pixels_sha256" in record
+
+
+def _write_arrays(path: Path, parts: Sequence[DrawnPart], asked: ImageRequest) -> str:
+    """Write both arrays; returns the SHA-256 of the pixels."""
+    digest = hashlib.sha256()
+    labels = np.asarray(asked.labels, dtype=np.int64)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        with _entry(archive, "arr_0", (len(asked), *_shape(parts[0])), "|u1") as stream:
+            for pixels in _pixels(parts):
+                digest.update(pixels)
+                stream.write(pixels)
+        with _entry(archive, "arr_1", labels.shape, labels.dtype.str) as stream:
+            stream.write(labels.tobytes())
+    return digest.hexdigest()
+
+
+def _entry(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], kind: str) -> IO[bytes]:
+    """An array of the archive, open for its values after its header."""
+    entry = zipfile.ZipInfo(f"{name}.npy", _FIRST_DAY)
+    stream = archive.open(entry, "w", force_zip64=True)
+    header = {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream
+
+
+def _shape(part: DrawnPart) -> tuple[int, int, int]:
+    _, height, width, channels = np.load(part.folder / _PIXELS, mmap_mode="r").shape
+    return height, width, channels
+
+
+def _pixels(parts: Sequence[DrawnPart]) -> Iterator[bytes]:
+    """The pixels of part after part."""
+    for part in parts:
+        pixels = np.load(part.folder / _PIXELS)
+        if len(pixels) != len(part.images):
+            raise StorageError(
+                f"a part holds {len(pixels)} images instead of {len(part.images)}",
+                where=str(part.folder),
+                remedy="remove the part and run the same command again",
+            )
+        yield pixels.tobytes()
+
+
+def _sheet(parts: Sequence[DrawnPart], asked: ImageRequest) -> Image.Image:
+    """The first images with their classes and seeds."""
+    shown = min(len(asked), MOST_SHOWN)
+    found: list[np.ndarray] = []
+    for part in parts:
+        if len(found) < shown:
+            found += list(np.load(part.folder / _PIXELS)[: shown - len(found)])
+    pixels = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+    return captioned(pixels, [asked.caption(image) for image in range(shown)])

@@ -1,0 +1,178 @@
+"""Folders of samples: a picture for each image, or shards of the WebDataset layout."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from diffmoe.checkpoint import new_folder
+from diffmoe.sampling.output.pictures import MOST_SHOWN, captioned, to_picture
+from diffmoe.sampling.output.place import RECORD, SHEET, listed, refuse_place
+from diffmoe.sampling.output.records import (
+    DrawnPart,
+    ImageRequest,
+    file_name,
+    read_record,
+    sweep_asides,
+    write_record,
+)
+
+__all__ = ["PictureFolder", "TarShards"]
+
+_SHARD = 1000  # images of a shard
+
+
+class _Folder(ABC):
+    """A folder with a sheet and a record, made from parts that hold a PNG for each image."""
+
+    name: ClassVar[str]
+    lists: ClassVar[str]  # what the record calls its list of files
+
+    @abstractmethod
+    def fill(
+        self, folder: Path, parts: Sequence[DrawnPart], asked: ImageRequest
+    ) -> Iterable[dict[str, Any]]:
+        """Put all images into a folder; returns an entry of the record for each file."""
+
+    def refuse(self, target: Path) -> None:
+        """Raise StorageError unless a folder of samples may be put at `target`."""
+        refuse_place(target)
+
+    def sheet(self, target: Path) -> Path:
+        """The sheet lies in the folder."""
+        return target / SHEET
+
+    def room(self, values: int) -> int:
+        """Nobody knows how small compressed pictures will be."""
+        return 0
+
+    def is_written(self, target: Path, request: str) -> bool:
+        """Whether the folder is of that request and no file of its record is missing."""
+        record = read_record(target / RECORD)
+        files = listed(record)
+        return (
+            (record.get("request"), record.get("format")) == (request, self.name)
+            and bool(files)
+            and all(_is_whole(target / entry["file"], entry.get("bytes")) for entry in files)
+        )
+
+    def write_part(
+        self, folder: Path, pixels: UInt8[Tensor, "n C H W"], images: range, asked: ImageRequest
+    ) -> None:
+        """Keep each image as a PNG."""
+        for image, values in zip(images, pixels, strict=True):
+            to_picture(values).save(folder / _name(image, asked))
+
+    def assemble(
+        self, target: Path, parts: Sequence[DrawnPart], asked: ImageRequest, facts: dict[str, Any]
+    ) -> None:
+        """Write the folder in one rename."""
+        refuse_place(target)
+        sweep_asides(target)
+        said = {**facts, "format": self.name, "class_names": list(asked.class_names)}
+        with new_folder(target, replace=True) as aside:
+            entries = self.fill(aside, parts, asked)
+            _sheet(parts, asked).save(aside / SHEET)
+            write_record(aside / RECORD, said, self.lists, entries)
+
+
+class PictureFolder(_Folder):
+    """A PNG for each image, named after its number, class and seed."""
+
+    name = "png"
+    lists = "images"
+
+    def fill(
+        self, folder: Path, parts: Sequence[DrawnPart], asked: ImageRequest
+    ) -> Iterable[dict[str, Any]]:
+        """Give the files of the parts a second name each: nothing is copied."""
+        for image, file in _files(parts, asked):
+            _link(file, folder / _name(image, asked))
+        return ({"file": _name(i, asked), **asked.facts(i)} for i in range(len(asked)))
+
+
+class TarShards(_Folder):
+    """Shards of the WebDataset layout: `KEY.png`, `KEY.cls` and `KEY.json` for each image."""
+
+    name = "webdataset"
+    lists = "shards"
+
+    def fill(
+        self, folder: Path, parts: Sequence[DrawnPart], asked: ImageRequest
+    ) -> Iterable[dict[str, Any]]:
+        """Write the shards; the same images give the same bytes."""
+        entries = []
+        files = _files(parts, asked)
+        for number in range(-(-len(asked) // _SHARD)):
+            members = list(islice(files, _SHARD))
+            path = folder / f"shard-{number:06d}.tar"
+            _write_shard(path, members, asked)
+            size = path.stat().st_size
+            entries.append({"file": path.name, "images": len(members), "bytes": size})
+        return entries
+
+
+def _write_shard(path: Path, members: Sequence[tuple[int, Path]], asked: ImageRequest) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as shard:
+        for image, file in members:
+            facts = asked.facts(image)
+            facts["class_name"] = asked.class_names[facts["label"]]
+            for suffix, content in (
+                ("png", file.read_bytes()),
+                ("cls", str(facts["label"]).encode()),
+                ("json", json.dumps(facts).encode()),
+            ):
+                header = tarfile.TarInfo(f"{image:06d}.{suffix}")  # of nobody, at no time
+                header.size = len(content)
+                shard.addfile(header, io.BytesIO(content))
+
+
+def _name(image: int, asked: ImageRequest) -> str:
+    return file_name(image, asked.labels[image], asked.seeds[image])
+
+
+def _files(parts: Sequence[DrawnPart], asked: ImageRequest) -> Iterator[tuple[int, Path]]:
+    """Number and PNG of each image, in the order asked for."""
+    for part in parts:
+        yield from ((image, part.folder / _name(image, asked)) for image in part.images)
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such names."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def _is_whole(file: Path, size: int | None) -> bool:
+    try:
+        return file.stat().st_size == size if size is not None else file.is_file()
+    except OSError:
+        return False
+
+
+def _sheet(parts: Sequence[DrawnPart], asked: ImageRequest) -> Image.Image:
+    """The first images with their classes and seeds."""
+    shown = min(len(asked), MOST_SHOWN)
+    files = [file for _, file in islice(_files(parts, asked), shown)]
+    captions = [asked.caption(image) for image in range(shown)]
+    return captioned(torch.stack([_pixels(file) for file in files]), captions)
+
+
+def _pixels(file: Path) -> UInt8[Tensor, "C H W"]:
+    with Image.open(file) as picture:
+        values = torch.from_numpy(np.array(picture))
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
