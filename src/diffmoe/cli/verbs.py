@@ -16,7 +16,11 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "report": (drawing.report, "RUN", "sample, score, capacity in short"),
     "analyze": (drawing.analyze, "RUN", "see where compute goes: steps, classes, patches, experts"),
     "sweep": (drawing.sweep, "RUN", "quality against capacity and time, over the whole dial"),
-    "evaluate": (evaluating.evaluate, "RUN|FOLDER|NPZ", "the numbers of papers: FID, precision, recall, ..."),
+    "evaluate": (
+        evaluating.evaluate,
+        "RUN|FOLDER|NPZ",
+        "FID, precision, recall and other numbers",
+    ),
     "compare": (evaluating.compare, "A.json B.json", "two evaluations, their protocols first"),
     "bench": (tools.bench, "", "measure what it costs beside a dense model, here"),
     "convert": (
