@@ -1,7 +1,12 @@
 """One thread per process, and the switch for long tests."""
 
+import signal
+
 import pytest
 import torch
+
+# A shell starts what it puts into the background with interruption ignored; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # the suite runs one process per core; threads would only compete
 
