@@ -1,6 +1,7 @@
 """Sets of images and references: what is read, and a sentence for each that cannot be."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -220,11 +221,32 @@ def test_statistics_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_the_record_of_a_sampling_is_found_beside_its_images(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
-    told = '{"weights_sha256": "ab", "step": 3, "images": [1, 2], "seeds": [3]}'
+    told = '{"weights_sha256": "ab", "step": 3, "images": [1, 2], "seeds": [3, 4, 5]}'
     (tmp_path / "s" / "samples.json").write_text(told)
     (tmp_path / "s.json").write_text(told)
-    wanted = {"weights_sha256": "ab", "step": 3}
+    wanted = {"weights_sha256": "ab", "step": 3, "seeds": "3..5"}
     assert record_of(tmp_path / "s") == wanted == record_of(tmp_path / "s.npz")
     (tmp_path / "s.json").write_text('{"thesis": 1}')
     assert record_of(tmp_path / "s.npz") is None
     assert record_of(tmp_path / "other.npz") is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([7], "7..7"),
+        ([7, 8], "7..8"),
+        ([8, 7], "2 seeds sha256:"),
+        ([7, 9], "2 seeds sha256:"),
+        ([None, 7], "2 seeds sha256:"),
+        ([], ""),
+    ],
+)
+def test_seeds_are_told_in_short(tmp_path: Path, seeds: list[Any], said: str) -> None:
+    images = [{"file": f"{n}.png", "seed": seed} for n, seed in enumerate(seeds)]
+    for name, content in (("s.json", {"seeds": seeds}), ("t/samples.json", {"images": images})):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"weights_sha256": "ab", **content}))
+    one, other = record_of(tmp_path / "s.npz"), record_of(tmp_path / "t")
+    assert one is not None and one == other
+    assert one["seeds"].startswith(said) and (said != "" or one["seeds"] == "")

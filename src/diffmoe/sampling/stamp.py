@@ -61,6 +61,7 @@ def stamp(
         "weights_sha256": run.fingerprint,
         "trained_on": dict(run.trained_on),
         "sampling": asdict(settings),
+        "thresholds": _thresholds(run.config, settings),
         "evaluations": evaluations(settings),
         "count": images,
         "pool_images": _pool_images(settings, images),
@@ -69,6 +70,18 @@ def stamp(
         "diffmoe": version("diffmoe"),
         "torch": torch.__version__,
     }
+
+
+def _thresholds(config: RunConfig, settings: SamplingConfig) -> str | float | None:
+    """Which thresholds decide how many an expert takes; None where none do.
+
+    Those of policy `target` stand beside, with what they realise.
+    """
+    if not config.model.router.selections or settings.selection == "image":
+        return None
+    tracked = "tracked in training, part of the weights"
+    named = {"ema": tracked, "constant": settings.gamma, "target": "calibrated"}
+    return named.get(settings.policy or "ema")
 
 
 def _pool_images(settings: SamplingConfig, images: int | None) -> int | None:
