@@ -244,9 +244,11 @@ def test_the_record_of_a_sampling_is_found_beside_its_images(tmp_path: Path) -> 
 )
 def test_seeds_are_told_in_short(tmp_path: Path, seeds: list[Any], said: str) -> None:
     images = [{"file": f"{n}.png", "seed": seed} for n, seed in enumerate(seeds)]
-    for name, content in (("s.json", {"seeds": seeds}), ("t/samples.json", {"images": images})):
+    shards = [{"file": "0.tar", "seeds": seeds[:1]}, {"file": "1.tar", "seeds": seeds[1:]}]
+    records: dict[str, Any] = {"s.json": {"seeds": seeds}, "t/samples.json": {"images": images}}
+    for name, content in (records | {"u/samples.json": {"shards": shards}}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"weights_sha256": "ab", **content}))
-    one, other = record_of(tmp_path / "s.npz"), record_of(tmp_path / "t")
-    assert one is not None and one == other
+    one, *others = (record_of(tmp_path / name) for name in ("s.npz", "t", "u"))
+    assert one is not None and others == [one, one]
     assert one["seeds"].startswith(said) and (said != "" or one["seeds"] == "")

@@ -29,7 +29,10 @@ def _seeds(content: dict[str, Any]) -> list[Any]:
     """The seed of each image, as far as they are told."""
     if isinstance(content.get("seeds"), list):
         return list(content["seeds"])
-    images = content.get("images")
+    images, shards = content.get("images"), content.get("shards")
+    if isinstance(shards, list):
+        lists = (shard.get("seeds") for shard in shards if isinstance(shard, dict))
+        return [seed for seeds in lists if isinstance(seeds, list) for seed in seeds]
     entries = images if isinstance(images, list) else []
     return [entry.get("seed") for entry in entries if isinstance(entry, dict)]
 

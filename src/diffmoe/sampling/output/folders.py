@@ -120,7 +120,9 @@ class TarShards(_Folder):
             path = folder / f"shard-{number:06d}.tar"
             _write_shard(path, members, asked)
             size = path.stat().st_size
-            entries.append({"file": path.name, "images": len(members), "bytes": size})
+            seeds = [asked.seeds[image] for image, _ in members]
+            facts = {"file": path.name, "images": len(members), "bytes": size, "seeds": seeds}
+            entries.append(facts)
         return entries
 
 
