@@ -1,5 +1,6 @@
 """Work in parts: shared by processes, gone on with after a kill, ended once."""
 
+import json
 import os
 import signal
 import subprocess
@@ -137,6 +138,44 @@ def test_parts_of_other_settings_are_refused_once_there_is_one(tmp_path: Path) -
         pass
     with opened(tmp_path) as parts:
         assert parts.done == [0]
+
+
+def test_two_works_of_other_settings_never_share_parts(tmp_path: Path) -> None:
+    """Not even before the first part is done."""
+    slow = start(tmp_path, 30)
+    while not list((tmp_path / "squares.parts").glob(".tmp-part-000000-*")):
+        time.sleep(0.01)
+    with (
+        pytest.raises(ConfigError, match="another process with a work of other settings lies"),
+        opened(tmp_path, {"of": "others"}),
+    ):
+        pass
+    slow.kill()
+    slow.wait()
+    with opened(tmp_path, {"of": "others"}) as parts, parts.claimed(0):
+        pass  # nothing was done, and nobody is at it any more
+    assert json.loads((tmp_path / "squares.parts" / "work.json").read_text()) == {"of": "others"}
+
+
+@pytest.mark.parametrize("damage", ["empty", "gone", "other"])
+def test_parts_of_nobody_knows_what_are_refused(tmp_path: Path, damage: str) -> None:
+    with opened(tmp_path) as parts, parts.claimed(0):
+        pass
+    record = tmp_path / "squares.parts" / "work.json"
+    record.unlink() if damage == "gone" else record.write_text("" if damage == "empty" else "[")
+    with pytest.raises(ConfigError, match="parts lie here without a record"), opened(tmp_path):
+        pass
+    assert (tmp_path / "squares.parts" / "part-000000").is_dir()
+
+
+def test_what_is_left_of_removed_parts_goes(tmp_path: Path) -> None:
+    left = tmp_path / ".tmp-squares.parts-0a1b2c3d"
+    left.mkdir()
+    (left / "part-000000").mkdir()
+    other = tmp_path / ".tmp-squares-0a1b2c3d"
+    other.mkdir()
+    with opened(tmp_path):
+        assert not left.exists() and other.exists()
 
 
 def test_what_a_killed_process_was_at_is_taken_over(tmp_path: Path) -> None:

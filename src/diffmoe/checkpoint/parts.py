@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from diffmoe.checkpoint.files import (
     new_folder,
     remove_folder,
     storage_errors,
+    sweep,
     write_text,
 )
 from diffmoe.errors import ConfigError, StorageError
@@ -28,6 +29,7 @@ from diffmoe.errors import ConfigError, StorageError
 __all__ = ["Parts", "refuse_foreign_parts"]
 
 _KEY, _LOCK, _PART = "work.json", ".lock", "part-"
+_KEY_BYTE = 2**40  # beyond the bytes of parts: locked by all who are at work
 _PATIENCE = 0.2  # seconds between two looks at what other processes do
 
 
@@ -47,21 +49,21 @@ class Parts:
         """The parts in `folder`, begun or gone on with; None if `finished` says the work is done.
 
         `key` is all that the result depends on. Raises ConfigError if the folder holds parts of
-        another key, StorageError if it is something else or cannot be written.
+        another key, or another process works there with one, StorageError if it is something else
+        or cannot be written.
         """
-        refuse_foreign_parts(folder)
         key = json.loads(json.dumps(key, default=str))
-        with storage_errors("parts", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / _LOCK).open("a+b")
-        with lock:
-            parts = cls(folder, count, lock)
+        with closing(_entered(cls, folder, count)) as parts:
             if finished():  # since the caller looked, or killed before it could tidy up
                 parts._tidy(key)
                 yield None
                 return
             parts._claim_key(key)
             yield parts
+
+    def close(self) -> None:
+        """Let go of all locks."""
+        self._lock.close()
 
     def path(self, number: int) -> Path:
         """Where a part lies once it is done."""
@@ -170,11 +172,7 @@ class Parts:
             yield False
             return
         except OSError as error:
-            raise StorageError(
-                f"files cannot be locked here ({error.strerror})",
-                where=str(self.folder),
-                remedy="work on a file system with locks, and copy the result",
-            ) from error
+            raise self._no_locks(error) from error
         try:
             yield True
         finally:
@@ -185,26 +183,77 @@ class Parts:
         for left in self.folder.glob(f".tmp-{self.path(number).name}-*"):
             shutil.rmtree(left, ignore_errors=True)
 
+    def _enter(self, alone: bool) -> bool:
+        """Lock the key, for this process alone if nobody else is at work; whether it could be."""
+        how = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
+        try:
+            fcntl.lockf(self._lock, how, 1, _KEY_BYTE)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self._no_locks(error) from error
+        return True
+
     def _claim_key(self, key: dict[str, Any]) -> None:
-        """Note what the parts are of, or see that it is the same; without parts it may change."""
+        """Note what the parts are of, or see that it is the same.
+
+        The lock on the key is shared by all who work here, so only who is alone may change it, and
+        does so only where nothing is lost.
+        """
         place = self.folder / _KEY
+        alone = self._enter(alone=True) or not self._enter(alone=False)
         found = _read_key(place)
-        if found == key:
-            return
-        if found is not None and self.done:
-            raise ConfigError(
-                f"an unfinished work of other settings lies here: {_difference(found, key)}",
-                where=str(self.folder),
-                remedy="finish it with the command that began it, remove the folder, or choose"
-                " another --out",
-            )
-        write_text(place, json.dumps(key, indent=1))
+        if found != key and not self.is_over:
+            if not alone or self.done:
+                raise _another(self.folder, found, key, alone)
+            write_text(place, json.dumps(key, indent=1))
+        self._enter(alone=False)
 
     def _tidy(self, key: dict[str, Any]) -> None:
-        """Remove parts of a work that is done, unless they are of another one or in use."""
-        with self._held(self.count) as mine:
-            if mine and not self.is_over and _read_key(self.folder / _KEY) in (None, key):
-                remove_folder(self.folder)
+        """Remove the parts of a work that is done, unless they are of another one or in use."""
+        ours = self._enter(alone=True) and not self.is_over
+        found = _read_key(self.folder / _KEY)
+        if ours and (found == key or (found is None and not self.done)):
+            remove_folder(self.folder)
+
+    def _no_locks(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"files cannot be locked here ({error.strerror})",
+            where=str(self.folder),
+            remedy="work on a file system with locks, and copy the result",
+        )
+
+
+def _entered(kind: type[Parts], folder: Path, count: int) -> Parts:
+    """The parts of a folder that is there, made if need be: one may be renamed away meanwhile."""
+    while True:
+        refuse_foreign_parts(folder)
+        with storage_errors("parts", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder.parent, f"{folder.name}-")  # what is left of parts that were removed
+            try:
+                lock = (folder / _LOCK).open("a+b")
+            except FileNotFoundError:
+                continue
+        parts = kind(folder, count, lock)
+        if not parts.is_over:
+            return parts
+        parts.close()
+
+
+def _another(folder: Path, found: Any, key: Any, alone: bool) -> ConfigError:
+    """The error of parts that are of something else, or of nobody knows what."""
+    if found is None:
+        what = "parts lie here without a record of what they are of"
+    else:
+        who = "an unfinished work" if alone else "another process with a work"
+        what = f"{who} of other settings lies here: {_difference(found, key)}"
+    return ConfigError(
+        what,
+        where=str(folder),
+        remedy="finish it with the command that began it, remove the folder, or choose another"
+        " --out",
+    )
 
 
 def refuse_foreign_parts(folder: Path) -> None:
