@@ -1,10 +1,20 @@
 """Words that mean nothing, or were meant otherwise, are refused with what to do instead."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from diffmoe.arguments import SampleCommand, parse
+from diffmoe.arguments import (
+    EvaluateCommand,
+    SampleCommand,
+    SweepCommand,
+    TrainCommand,
+    parse,
+)
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
+from runs import run_config
 
 DEFAULT = SampleCommand(settings=SamplingConfig())
 
@@ -29,12 +39,57 @@ def test_a_flag_of_several_values_needs_one(words: list[str], flag: str) -> None
 
 def test_a_flag_of_several_values_may_be_left_out() -> None:
     assert parsed() == DEFAULT
-    assert parsed("--labels", "0").labels == (0,)
+    assert parsed("--labels", "0").labels == ("0",)
 
 
-def test_the_name_of_a_class_is_answered_with_what_a_label_is() -> None:
+def test_a_class_may_be_named_or_numbered() -> None:
+    assert parsed("--labels", "circle", "-1", "3", "--count", "4").labels == ("circle", "-1", "3")
+
+
+TRAIN = TrainCommand(config=run_config(), run=Path("run"))
+SWEEP = SweepCommand(settings=SamplingConfig())
+
+
+@pytest.mark.parametrize("width", ["20", "80", "300"])
+@pytest.mark.parametrize(
+    ("default", "words", "said"),
+    [
+        (
+            EvaluateCommand(),
+            "--network smal",
+            "--network takes inception, dinov2, small, clip or None, not 'smal'"
+            " — did you mean small?",
+        ),
+        (
+            DEFAULT,
+            "--format webdatset",
+            "--format takes png, npz, webdataset or None, not 'webdatset'"
+            " — did you mean webdataset?",
+        ),
+        (DEFAULT, "--law=x", "--law takes balanced or random, not 'x' — see diffmoe verb --help"),
+        (
+            DEFAULT,
+            "--selection tokn",
+            "--selection takes token, pool, gate or image, not 'tokn' — did you mean token?",
+        ),
+        (
+            SWEEP,
+            "--level layr",
+            "--level takes global, layer, expert or None, not 'layr' — did you mean layer?",
+        ),
+        (
+            TRAIN,
+            "--objective.time-sampling even",
+            "--objective.time-sampling takes uniform or logit_normal, not 'even'"
+            " — see diffmoe verb --help",
+        ),
+    ],
+    ids=["network", "format", "law", "selection", "level", "nested"],
+)
+def test_a_choice_is_told_in_the_order_it_is_written_in(
+    default: Any, words: str, said: str, width: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
     with pytest.raises(ConfigError) as caught:
-        parsed("--labels", "circle")
-    sentence = str(caught.value)
-    assert sentence.startswith("--labels takes INT, not 'circle' — see diffmoe sample run --help:")
-    assert "the number of a class, from 0 in the order of the sub-folders' names" in sentence
+        parse(type(default), default, words.split(), "diffmoe verb")
+    assert str(caught.value) == said

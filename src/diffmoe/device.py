@@ -2,15 +2,23 @@
 
 import ctypes
 import os
+import platform
 import resource
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 
 from diffmoe.errors import ConfigError
 
-__all__ = ["is_first_process", "keep_freed_memory", "peak_memory", "resolve_device"]
+__all__ = [
+    "is_first_process",
+    "keep_freed_memory",
+    "machine_of",
+    "peak_memory",
+    "resolve_device",
+]
 
 _PEAK_UNIT = 1 if sys.platform == "darwin" else 2**10  # bytes of one unit of ru_maxrss
 
@@ -36,6 +44,23 @@ def resolve_device(name: str) -> torch.device:
             remedy="use auto or cpu, or install a torch build for this accelerator",
         ) from error
     return device
+
+
+def machine_of(device: torch.device) -> dict[str, str]:
+    """The kind of a device and its name, as they stand beside what it has computed."""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else _processor()
+    return {"device": device.type, "device_name": name}
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def is_first_process() -> bool:

@@ -431,7 +431,7 @@ def test_a_file_limit_is_one_sentence_and_leaves_nothing(limit: int, tmp_path: P
 
     kind, said = children.outcome(starved)
     assert kind == "StorageError"
-    assert "File too large" in said and "nothing was left behind" in said
+    assert "File too large" in said and "no half-written file was left" in said
     assert len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
     assert newest(tmp_path) == 2

@@ -67,6 +67,10 @@ def refused(words: str | list[str], capsys: pytest.CaptureFixture[str]) -> tuple
 TYPED: list[tuple[str, int, str]] = [
     # verbs and names
     ("trian digits-diffmoe", 2, "unknown verb 'trian' — did you mean train?"),
+    ("compare", 2, "diffmoe compare needs two files, none was given — see diffmoe compare --help"),
+    ("compare file", 2, "diffmoe compare needs two files, 1 was given"),
+    ("compare file file file", 2, "diffmoe compare needs two files, 3 were given"),
+    ("compare file --all file", 2, "unknown flag --all — see diffmoe compare --help"),
     ("zzz", 2, "unknown verb 'zzz' — see diffmoe --help"),
     ("train", 2, "diffmoe train needs PRESET|RUN — see diffmoe train --help"),
     ("train --loop.steps 3", 2, "diffmoe train needs PRESET|RUN as its first word, before any flag"
@@ -109,15 +113,17 @@ TYPED: list[tuple[str, int, str]] = [
         " '0.9', 'x' — see"),
     ("train digits-diffmoe --data.path photos", 2, "unknown flag --data.path: data is of kind"
         " digits, which has no path — digits are built in: for images of your own start from a"
-        " preset whose data are a folder, such as diffmoe-s-e16-flow"),
+        " preset whose data are a folder, such as diffmoe-s-e16-flow; in pixels: see the guide,"
+        " Train on your own images"),
     ("train digits-diffmoe --data.no-flip", 2, "--data.no-flip: data is of kind digits"),
     ("train digits-diffmoe --data.kind folder", 2, "data is of kind digits, which is part of the"
         " preset — digits are built in"),
     ("train digits-diffmoe --model.router.top-k=2", 2, "unknown flag --model.router.top-k:"
         " model.router is of kind batch_pool, which has no top_k — see diffmoe train"),
-    ("train digits-diffmoe --objective.time-sampling even", 2, "'--objective.time-sampling'."
-        " Expected one of ('uniform', 'logit_normal')"),
-    ("sample run --labels three", 2, "--labels takes INT, not 'three' — see diffmoe sample run"),
+    ("train digits-diffmoe --objective.time-sampling even", 2, "--objective.time-sampling takes"
+        " uniform or logit_normal, not 'even' — see diffmoe train"),
+    ("sample run --labels three", 2, "no class is called 'three' — the run's classes are numbers,"
+        " 0..9"),
     ("sample run --labels 3 --seeds 1e3", 2, "--seeds takes INT, not '1e3' — see"),
     ("sample run --seeds 0 1e3", 2, "--seeds takes INT, not '0', '1e3' — see"),
     ("sample run --count 1e3", 2, "--count takes INT or None, not '1e3'"),
@@ -147,10 +153,13 @@ TYPED: list[tuple[str, int, str]] = [
     ("sample run --labels -1", 2, "label -1 is out of range"),
     ("sample run --labels 3 --seeds -1", 2, "seed -1 is out of range — use 0..2^63 - 1"),
     (f"sample run --labels 3 --seeds {2**63}", 2, f"seed {2**63} is out of range"),
-    ("sample run --labels 3 4 --seeds 0", 2, "2 labels and 1 seeds do not pair up"),
-    ("sample run --labels 3 4 --count 3", 2, "count 3 does not go with 2 labels — leave one"),
+    ("sample run --labels 3 4 --seeds 0", 2, "2 labels and 1 seed do not pair up"),
+    ("sample run --labels 3 4 --count 1", 2, "count 1 does not go with 2 labels — leave one"),
+    ("sample run --labels 3 --count 0", 2, "count 0 does not go with 1 label — leave one"),
+    ("sample run --labels 3 4 --count 3 --seeds 1 2", 2, "count 3 does not go with 2 seeds"),
+    ("analyze run --classes three", 2, "no class is called 'three'"),
     ("sample run --seeds 3 4 --count 3", 2, "count 3 does not go with 2 seeds — leave one"),
-    ("sample run --count 0", 2, "count 0 is not in [1, 1000000]"),
+    ("sample run --count 0", 2, "count 0 is not in [1, 1000000] — draw at least one"),
     ("sample run --count 1000000000000", 2, "count 1000000000000 is not in [1, 1000000] — draw"),
     ("sample run --steps 1000000000000", 2, "sampling.steps 1000000000000 is not in [1, 1000000]"),
     ("sample run --batch 1000000000000", 2, "sampling.batch 1000000000000 is not in [1, 1000000]"),

@@ -94,7 +94,8 @@ def test_a_finished_run_says_that_nothing_was_left_to_do(
     assert said(capsys, *words).startswith("trained 4 steps: mine\n")
     with caplog.at_level(logging.INFO, logger="diffmoe"):
         out = said(capsys, *words)
-    assert out.startswith("nothing left to do, trained 4 steps: mine\nnext: ")
+    assert out.startswith("trained 4 steps: mine\nnext: ")
+    assert f"{out}{caplog.text}".count("left to do") == 1
     assert "nothing is left to do: mine has its 4 steps" in caplog.text
     assert "resuming" not in caplog.text
     newest = Path("mine/checkpoints/step-00000004/model.safetensors")

@@ -236,7 +236,9 @@ def test_a_cached_autoencoder_asks_no_network(offline, saved: Path, tmp_path: Pa
 def test_a_factor_other_than_the_autoencoders(saved: Path) -> None:
     error = refusal(saved, factor=8)
     assert "codec.factor 8 is not that of the autoencoder, 2" in str(error)
-    assert "--codec.factor 2" in str(error) and isinstance(error, ConfigError)
+    assert "set --codec.path to one of factor 8, or --codec.factor to 2" in str(
+        error
+    ) and isinstance(error, ConfigError)
 
 
 def test_an_autoencoder_of_grey_images(tmp_path: Path) -> None:
@@ -281,6 +283,21 @@ def test_a_message_names_the_flag_that_was_given(offline, tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=what) as caught:
             open_autoencoder(name, "cpu", flag="autoencoder")
         assert "codec.path" not in str(caught.value)
+
+
+def test_a_message_says_how_to_give_another_where_there_is_no_flag(
+    offline, saved: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, factor, what in (
+        ("nowhere", 2, "— say it: the folder of an AutoencoderKL or its hub name"),
+        (str(tmp_path / "empty"), 2, "— say it: a folder that"),
+        ("some-one/some", 2, "where there is a network, or say it: a folder with config.json"),
+        (str(saved), 4, "— say it: one of factor 4"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            build_codec(replace(config(name), factor=factor), "cpu", setting="say it:")
+        assert what in str(caught.value) and "--" not in str(caught.value)
 
 
 def test_moments_are_the_posterior_as_it_is(saved: Path) -> None:

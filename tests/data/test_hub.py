@@ -1,5 +1,6 @@
 """Hugging Face data sets on disk, as their own library writes them."""
 
+import errno
 import json
 import pickle
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from data.packing import png
 from diffmoe.data import Pictures, open_pictures, open_source
-from diffmoe.errors import ConfigError, DataError
+from diffmoe.errors import ConfigError, DataError, StorageError
 
 SHADES = (5, 9, 7, 3)
 LABELS = [1, 0, 2, 1]
@@ -214,6 +215,68 @@ def test_a_damaged_set(tmp_path: Path) -> None:
     (tmp_path / "dict").mkdir()
     (tmp_path / "dict" / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
     refused(tmp_path / "dict", "the data set cannot be read")
+
+
+def test_a_copy_is_told_and_the_library_is_not_heard(tmp_path: Path, caplog, capfd) -> None:
+    import datasets
+
+    before = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    caplog.set_level("INFO", logger="diffmoe")
+    capfd.readouterr()
+    open_pictures(parquet(made(), tmp_path / "set"))
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path / 'set'} is read from a copy of all its rows in ")
+    assert str(tmp_path / "cache") in line
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.parquet").write_bytes(b"PAR1 and more, but no table")
+    message = refused(tmp_path / "other", "the data set cannot be read")
+    assert "generating the dataset" not in message  # which is what the library says of it
+    read = [line for line in capfd.readouterr().err.splitlines() if "Creating parquet" not in line]
+    assert "Generating" not in " ".join(read) and "Failed" not in " ".join(read)
+    assert (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()) == before
+    caplog.clear()
+    open_pictures(saved(made(), tmp_path / "saved"))
+    assert not caplog.messages
+
+
+def test_without_a_place_for_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    path = parquet(made(), tmp_path / "set")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(StorageError, match=r"copy .* cannot .*file/cache — set HF_DATASETS_CACHE"):
+        open_pictures(path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def full(*_: Any, **more: Any) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("an error occurred") from error
+
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", full)
+    said = (
+        r"the copy of the data set cannot be written \(No space left on device\) — .*/cache — set"
+    )
+    with pytest.raises(StorageError, match=said):
+        open_pictures(path)
+
+
+@pytest.mark.parametrize("way", WRITERS)
+def test_the_state_of_rows_tells_which_of_them_changed(way: str, tmp_path: Path) -> None:
+    import datasets
+
+    contents = [png(shade) for shade in SHADES]
+    before = open_pictures(WRITERS[way](made(), tmp_path / "a"))
+    contents[2] += b"more"
+    changed = ([{"bytes": content, "path": None} for content in contents], datasets.Image())
+    after = open_pictures(WRITERS[way](made(image=changed), tmp_path / "b"))
+    assert before.listing == after.listing
+    for images in (range(1), range(1, 3), range(2, 4), range(4)):
+        assert (before.state(images, ()) == after.state(images, ())) == (2 not in images)
+    assert before.state(range(0), [1]) == after.state(range(0), [1])
+    assert before.state(range(0), [2]) != after.state(range(0), [2])
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_a_place_without_pictures(tmp_path: Path) -> None:
     assert "data.path" not in refused(tmp_path, "the path holds no images", labelled=False)
     gone = tmp_path / "gone"
     refused(gone, "the path does not exist", labelled=False, kind=ConfigError)
-    refused(gone, r"data\.path does not exist", kind=ConfigError)
+    refused(gone, "the path does not exist", kind=ConfigError)
 
 
 # ---- what sampling wrote
@@ -207,6 +207,52 @@ def test_a_record_beside_classes_is_passed_over(images: Path) -> None:
     assert open_pictures(images).fingerprint == before
 
 
+# ---- what some of the pictures are told apart by
+
+
+@pytest.mark.parametrize("kind", ["folder", "images.zip", "images.tar"])
+@pytest.mark.parametrize("larger", [True, False])
+def test_a_state_tells_which_pictures_changed(
+    larger: bool, kind: str, images: Path, tmp_path: Path
+) -> None:
+    """Another size is always seen, another content in those that are looked into."""
+
+    def opened() -> Pictures:
+        whole = kind == "folder"
+        return open_pictures(images if whole else packed(kind, tmp_path, files_of(images)))
+
+    before, paths = opened(), [Path(open_pictures(images).name(n)) for n in range(8)]
+    whole = range(len(before))
+    parts = [range(first, min(first + 3, len(before))) for first in whole[::3]]
+    parts_of = {few: [[n for n in few if n in part] for part in parts] for few in ((), whole)}
+    states = {
+        few: [before.state(*pair) for pair in zip(parts, own, strict=True)]
+        for few, own in parts_of.items()
+    }
+    assert before.state(whole, whole) == before.fingerprint
+    for index, path in enumerate(paths):
+        content = path.read_bytes()
+        path.write_bytes(content + b"more" if larger else bytes(len(content)))
+        after = opened()
+        assert after.listing == before.listing and after.fingerprint != before.fingerprint
+        for few, own in parts_of.items():
+            found = [after.state(*pair) for pair in zip(parts, own, strict=True)]
+            changed = [n for n in range(len(parts)) if found[n] != states[few][n]]
+            assert changed == ([index // 3] if larger or few else [])
+        path.write_bytes(content)
+
+
+def test_a_listing_is_that_of_names_and_labels(images: Path) -> None:
+    before = open_pictures(images).listing
+    (images / "cat" / "1.png").rename(images / "cat" / "10.png")
+    renamed = open_pictures(images).listing
+    (images / "cat" / "10.png").rename(images / "dog" / "0.png")
+    moved = open_pictures(images).listing
+    (images / "dog" / "0.png").unlink()
+    fewer = open_pictures(images).listing
+    assert len({before, renamed, moved, fewer}) == 4
+
+
 # ---- archives
 
 
@@ -277,7 +323,7 @@ def test_loose_pictures_in_an_archive(kind: str, tmp_path: Path) -> None:
 def test_an_archive_without_pictures(kind: str, tmp_path: Path) -> None:
     for files in ([], [("cat/note.txt", b"x")], [("cat/.hidden.png", png(1))]):
         path = packed(kind, tmp_path, files)
-        refused(path, r"data\.path holds no images \(png")
+        refused(path, r"the path holds no images \(png")
         refused(path, "the path holds no images", labelled=False)
 
 
@@ -492,7 +538,7 @@ def test_a_member_with_holes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"no archive", b"x" * 5000, b"\x89PNG\r\n\x1a\n", bytes(99)])
 def test_a_file_that_is_no_archive(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
-    refused(tmp_path / "file", r"data\.path is a file and no archive", kind=ConfigError)
+    refused(tmp_path / "file", "the path is a file and no archive", kind=ConfigError)
     (tmp_path / "file.tar").write_bytes(content)
     refused(tmp_path / "file.tar", "the archive is damaged or cut off")
     (tmp_path / "file.zip").write_bytes(content)

@@ -27,6 +27,7 @@ from diffmoe.evaluation import (
     part_of,
     precision_recall,
     refuse_sizes,
+    some,
 )
 
 NUMBERS = itertools.count()
@@ -89,10 +90,12 @@ def test_parts_add_up_to_the_whole(tmp_path: Path) -> None:
     assert torch.equal(one.read_as, all_of.probabilities.argmax(dim=1))  # type: ignore[union-attr]
 
 
-def test_some_features_are_kept_evenly_spread(tmp_path: Path) -> None:
+def test_some_features_are_kept_drawn_by_a_seed(tmp_path: Path) -> None:
     found = images(tmp_path)
     one = described(found, tmp_path, keep=100, score=False)
-    places = np.linspace(0, COUNT - 1, 100).round().astype(int)
+    places = some(COUNT, 100)
+    assert len(set(places)) == 100 and places == sorted(places)
+    assert len({place % 10 for place in places}) == 10  # of classes that have their turn, all
     assert torch.equal(one.features, whole(found).pooled[places])
     assert one.inception_score is None
 
@@ -113,7 +116,7 @@ def test_the_numbers_are_those_of_the_whole_sets(tmp_path: Path) -> None:
     )
     found = measure(samples, reference, "inception", Mixer.fingerprint)
     a, b = whole(ours), whole(theirs)
-    few = b.pooled[np.linspace(0, 699, 300).round().astype(int)]
+    few = b.pooled[some(700, 300)]
     both = precision_recall(a.pooled, few)
     wanted = {
         f"fd_inception@{COUNT}": frechet_distance(Moments.of(a.pooled), Moments.of(b.pooled)),

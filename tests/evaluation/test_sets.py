@@ -60,6 +60,37 @@ def test_an_uncompressed_npz_is_mapped_not_read(tmp_path: Path) -> None:
     assert found.read(3)[0][:, 0, 0].tolist() == [7, 8, 9]
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_header_that_lies_about_its_content_is_refused(tmp_path: Path, compressed: bool) -> None:
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    array = io.BytesIO()
+    np.save(array, PIXELS)
+    content = array.getvalue().replace(b"(5, 6, 4, 3)", b"(9, 6, 4, 3)")
+    with zipfile.ZipFile(tmp_path / "s.npz", "w", kind) as archive:
+        archive.writestr("arr_0.npy", content)
+        archive.writestr("more.npy", b"\0" * 999)
+    with pytest.raises(DataError, match="the sizes that arr_0 tells are not those"):
+        open_images(tmp_path / "s.npz")
+
+
+def test_an_inverted_pixel_is_noticed_where_files_are_mapped(tmp_path: Path) -> None:
+    path = saved(tmp_path / "s.npz", arr_0=PIXELS)
+    content = bytearray(path.read_bytes())
+    content[content.find(PIXELS[2].tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="Bad CRC"):
+        open_images(path)
+
+
+def test_every_pixel_counts_in_the_fingerprint(tmp_path: Path) -> None:
+    many = np.zeros((400, 2, 2, 3), np.uint8)
+    first = NpzSet(saved(tmp_path / "a.npz", arr_0=many)).fingerprint
+    many[201, 0, 0, 0] = 1
+    assert NpzSet(saved(tmp_path / "b.npz", arr_0=many)).fingerprint != first
+    labelled = NpzSet(saved(tmp_path / "c.npz", arr_0=many, arr_1=np.zeros(400, int)))
+    assert labelled.fingerprint != NpzSet(tmp_path / "b.npz").fingerprint
+
+
 def test_grey_images_of_an_npz_become_three_channels(tmp_path: Path) -> None:
     path = saved(tmp_path / "s.npz", arr_0=PIXELS[..., :1])
     pixels, notes = open_images(path).read(1)
@@ -75,7 +106,9 @@ def test_grey_images_of_an_npz_become_three_channels(tmp_path: Path) -> None:
         ({"arr_0": np.full((2, 4, 4, 3), np.nan)}, "arr_0 is float64, not uint8"),
         ({"arr_0": PIXELS.transpose(0, 3, 1, 2)}, r"arr_0 of shape \(5, 3, 6, 4\) is not \(N, H"),
         ({"arr_0": PIXELS[0]}, r"is not \(N, H, W, 3\)"),
-        ({"arr_0": PIXELS[:0]}, r"is not \(N, H, W, 3\)"),
+        ({"arr_0": PIXELS[:0]}, "0 images are too few to evaluate"),
+        ({"arr_0": PIXELS[:1]}, "1 images are too few to evaluate"),
+        ({"arr_0": PIXELS, "arr_1": LABELS + 10**12}, "are no labels of 5 images"),
         ({"arr_0": PIXELS, "arr_1": LABELS[:3]}, "are no labels of 5 images"),
         ({"arr_0": PIXELS, "arr_1": LABELS - 1}, "are no labels of 5 images"),
         ({"arr_0": PIXELS, "arr_1": LABELS * 1.0}, "are no labels of 5 images"),
@@ -179,9 +212,17 @@ def test_a_reference_batch_of_adm_is_read_whole(tmp_path: Path) -> None:
         def __len__(self) -> int:
             return len(self._batch)
 
-    whole = Reference("x", Batch(), found.pooled, found.spatial, side=(256, 256))
+    whole = Reference(
+        "of/VIRTUAL_imagenet256_labeled.npz", Batch(), found.pooled, found.spatial, side=(256, 256)
+    )
     assert whole.is_adm256
-    for lack in ({"spatial": None}, {"side": (128, 128)}, {"network": "ab"}, {"images": None}):
+    for lack in (
+        {"place": "VIRTUAL_lsun_bedroom256.npz"},
+        {"spatial": None},
+        {"side": (128, 128)},
+        {"network": "ab"},
+        {"images": None},
+    ):
         assert not Reference(**{**vars(whole), **lack}).is_adm256
 
 
@@ -194,6 +235,10 @@ def test_a_reference_batch_of_adm_is_read_whole(tmp_path: Path) -> None:
         (statistics() | {"sigma": np.eye(2048)[:5]}, "mu and sigma: mu of shape"),
         (statistics() | {"mu": np.full(2048, np.nan)}, "mu and sigma: mu or sigma holds values"),
         (statistics() | {"features": np.ones((2, 2048))}, r"are no float32 \(K, F\)"),
+        (statistics() | {"features": np.ones((2, 9), np.float32)}, r"are no float32 \(K, F\)"),
+        (statistics() | {"count": np.array("many")}, "count of shape .* is not what it should be"),
+        (statistics() | {"side": np.array([1, 2, 3])}, "side of shape .* is not what"),
+        (statistics() | {"sigma": -np.eye(2048)}, "sigma holds variances below 0"),
     ],
 )
 def test_other_statistics_are_refused(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,21 @@ from PIL import Image
 from torch import Tensor
 
 from diffmoe.cli import main
+from diffmoe.config import SamplingConfig
 from diffmoe.data import DigitsSource
-from diffmoe.errors import ConfigError, DataError, DiffMoEError, ExitCode, StorageError
+from diffmoe.errors import (
+    ConfigError,
+    DataError,
+    DiffMoEError,
+    ExitCode,
+    StoppedError,
+    StorageError,
+)
 from diffmoe.evaluation import Features
-from diffmoe.experiments import compare, evaluate, make_statistics
+from diffmoe.experiments import compare, evaluate, make_statistics, sample
 from diffmoe.experiments.evaluation.classes import Classes
+from diffmoe.training import train
+from runs import run_config
 
 SOURCE = DigitsSource()
 GREY = ((SOURCE.images[:, 0] + 1) * 127.5).round().byte().numpy()
@@ -157,6 +169,10 @@ def test_classes_are_matched_by_name_or_by_number() -> None:
     pets, numbers = ("cat", "dog", "eel"), ("0", "1", "2")
     labels = torch.tensor([2, 0, 2])
     both = Classes(torch.arange(3), pets)
+    assert both.unknown(Classes(labels, pets)) == (
+        "the reference has no image of class 'dog', but samples are"
+    )
+    assert Classes(labels, pets).unknown(both) == ""
     assert Classes(labels, pets).missing(both) == "no sample is of class 'dog'"
     assert Classes(labels, numbers).missing(both) == "no sample is of class 'dog'"
     assert Classes(labels, ("dog", "cow", "eel")).missing(both) == "no sample is of class 'cat'"
@@ -235,6 +251,8 @@ def test_what_does_not_go_together_is_refused(home: Path) -> None:
         (ConfigError, "samples are 8 x 8 pixels and the reference 16", {"reference": home / "b"}),
         (ConfigError, r"count 51 is not in \[2, 50\]", {"count": 51}),
         (ConfigError, "the path does not exist", {"reference": home / "nowhere"}),
+        (ConfigError, r"count 1 is not in \[2, 50\]", {"count": 1}),
+        (ConfigError, r"count 0 is not in \[2, 50\]", {"count": 0}),
         (ConfigError, "trained on a reference of images with classes", {"network": "small"}),
         (StorageError, "thesis.json was not written by an eval", {"out": home / "thesis.json"}),
         (ConfigError, "compares images with their captions", {"network": "clip"}),
@@ -275,6 +293,114 @@ def test_missing_weights_are_told_in_one_sentence(
     assert said.count("\n") == 1 and "weights-inception-2015-12-05-6726825d.pth" in said
 
 
+@pytest.mark.usefixtures("quick")
+def test_changed_images_are_evaluated_anew(home: Path) -> None:
+    samples, reference = folder(home / "s", range(300), named=False), folder(home / "r", range(99))
+    before = evaluate(samples, reference, progress=False)
+    path = samples / "0150.png"
+    with Image.open(path) as image:
+        size, pixels = path.stat().st_size, np.array(image)
+    Image.fromarray(255 - pixels).save(path)
+    after = evaluate(samples, reference, progress=False)
+    assert after.path != before.path and after.values != before.values
+    assert size  # whatever became of it
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_record_of_other_images_is_left_out(home: Path) -> None:
+    train(run_config(), home / "run", progress=False)
+    for name, seed in (("a", 0), ("b", 40)):
+        sample(
+            home / "run",
+            [0, 1] * 10,
+            range(seed, seed + 20),
+            settings=SamplingConfig(steps=1),
+            out=home / f"{name}.npz",
+            progress=False,
+        )
+    found = evaluate(home / "a.npz", home / "b.npz", progress=False)
+    made = found.content["protocol"]["samples"]["made"]
+    assert made["seeds"] == "0..19" and made["sampling"]["steps"] == 1 and made["device"] == "cpu"
+    assert made["thresholds"].startswith("tracked") and made["capacity"] > 0
+    shutil.copyfile(home / "b.npz", home / "a.npz")
+    other = evaluate(home / "a.npz", home / "b.npz", progress=False)
+    assert other.content["protocol"]["samples"]["made"] is None
+    assert any("is not of these images, and was left out" in said for said in other.cautions)
+
+
+@pytest.mark.usefixtures("quick")
+def test_some_images_are_drawn_from_all_of_a_folder(home: Path) -> None:
+    samples, reference = folder(home / "s", range(600)), folder(home / "r", range(600, 900))
+    found = evaluate(samples, reference, count=100, progress=False)
+    assert found.content["protocol"]["samples"]["count"] == 100
+    assert not any("no sample is of" in said for said in found.cautions)  # of every class
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_small_reference_is_cautioned_of(home: Path) -> None:
+    found = evaluate(
+        npz(home / "s.npz", range(300)), npz(home / "r.npz", range(30)), progress=False
+    )
+    assert any("against a reference of only 30 images" in said for said in found.cautions)
+
+
+def test_only_adm_itself_gives_its_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, with a batch of fewer images and samples than there really are."""
+    monkeypatch.setattr(LOADER, lambda *_, **__: Quick(2048))
+    for module, name, value in (
+        ("sets.reference", "ADM_IMAGES", 6),
+        ("measure", "ADM_SAMPLES", 12),
+        ("measure", "frechet_caution", lambda *_: ""),
+    ):
+        monkeypatch.setattr(sys.modules[f"diffmoe.evaluation.{module}"], name, value)
+    monkeypatch.setattr(Quick, "features", lambda self, images: _few_features(images))
+    big = np.random.default_rng(0).integers(0, 256, (12, 256, 256, 3), dtype=np.uint8)
+    eye = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    eye |= {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
+    np.savez(home / "samples.npz", arr_0=big)
+    for name in ("VIRTUAL_imagenet256_labeled.npz", "VIRTUAL_lsun_bedroom256.npz"):
+        np.savez(home / name, arr_0=big[:6], **eye)
+        found = evaluate("samples.npz", name, progress=False)
+        assert ("fid_adm50k" in found.values) == ("imagenet" in name)
+        assert ("sfid_adm50k" in found.values) == ("imagenet" in name)
+        assert ("fd_inception@12" in found.values) == ("lsun" in name)
+
+
+def _few_features(images: Tensor) -> Features:
+    flat = images[:, 0, :2, :4].flatten(1).float() / 255
+    pooled = torch.cat([flat, torch.zeros(len(images), 2040)], dim=1)
+    return Features(pooled, pooled[:, :2023].contiguous(), flat.double().softmax(dim=1))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_full_disk_is_one_sentence_before_any_feature(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = npz(home / "s.npz", range(50))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(StorageError, match=r"features need 0\.0. GB and 0\.00 GB are free"):
+        evaluate(place, place, progress=False)
+
+
+@pytest.mark.usefixtures("quick")
+def test_interruption_says_how_far_it_came(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, reference = npz(home / "s.npz", range(1200)), npz(home / "r.npz", range(30))
+    honest, asked = Quick.features, []
+
+    def features(self: Quick, images: Tensor) -> Features:
+        asked.append(len(images))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return honest(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Quick, "features", features)
+        with pytest.raises(StoppedError, match="2 of 4 parts of the features are there"):
+            evaluate(samples, reference, progress=False)
+    assert evaluate(samples, reference, progress=False).values
+    assert not list(home.glob("*.parts"))
+
+
 def changed(place: Path, out: Path, **changes: Any) -> Path:
     content = json.loads(place.read_text())
     for name, value in changes.items():
@@ -302,6 +428,9 @@ def test_two_evaluations_side_by_side(home: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "the protocols differ: these numbers are not comparable:"
     assert any("settings.neighbours" in line and "3 -> 5" in line for line in lines[1:4])
+    d = changed(a.path, home / "d.json", values__precision="0.5")
+    with pytest.raises(DataError, match="values that are no numbers"):
+        compare(a.path, d)
     for words in ([], ["x.json"], ["x.json", "y.json"], [str(a.path), "s.npz"]):
         assert main(["compare", *words]) in (ExitCode.BAD_INPUT, ExitCode.BAD_DATA)
     assert main(["compare", "--help"]) == 0
@@ -329,6 +458,21 @@ def test_images_against_their_captions(home: Path, monkeypatch: pytest.MonkeyPat
     found = evaluate(place, network="clip", progress=False)
     assert found.values == {"clip_score@3": 2.0}
     assert found.cautions == ["1 of 3 captions were longer than the network reads, and cut"]
+    entries[1]["caption"] = "x"
+    below = [{**entry, "file": f"below/{entry['file']}"} for entry in reversed(entries)]
+    (home / "t" / "below").mkdir(parents=True)
+    for number in range(3):
+        (place / f"{number:04d}.png").rename(home / "t" / "below" / f"{number:04d}.png")
+    (home / "t" / "samples.json").write_text(json.dumps(record | {"images": below}))
+    seen: list[int] = []
+
+    def noted(images: Tensor, captions: list[str], _: Clip) -> ClipScores:
+        seen.extend(int(image.sum()) for image in images)
+        return scored(images, captions, _)
+
+    monkeypatch.setattr(f"{where}captions.clip_scores", noted)
+    evaluate(home / "t", network="clip", progress=False)
+    assert seen == [3 * int(GREY[number].sum()) for number in (2, 1, 0)]  # as the record has them
     entries[1]["caption"] = " "
     (place / "samples.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="image 1 has no caption"):

@@ -1,7 +1,9 @@
 """Images encoded once: the same training, whoever did the work and however often it was killed."""
 
+import errno
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +23,14 @@ from diffmoe.cli import main
 from diffmoe.codec import Autoencoder, open_autoencoder
 from diffmoe.config import FolderData, RunConfig
 from diffmoe.data import CacheSource, ImageSource, open_pictures, open_source
-from diffmoe.errors import ConfigError, DataError, DiffMoEError, ExitCode, StorageError
+from diffmoe.errors import (
+    ConfigError,
+    DataError,
+    DiffMoEError,
+    ExitCode,
+    StoppedError,
+    StorageError,
+)
 from diffmoe.experiments import PreparedCache, prepare, sample
 from diffmoe.experiments.pareto.loss import DenoisingLoss
 from diffmoe.experiments.preparing import work as work_module
@@ -314,7 +323,7 @@ def test_a_command_killed_at_the_very_end_needs_no_more_work(
 
     with monkeypatch.context() as patched:
         patched.setattr("diffmoe.experiments.preparing.run.assemble", die)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(StoppedError, match="interrupted: 50 of 50 images are encoded"):
             make()
     assert not (tmp_path / "cache").exists()
     assert make().made == 0
@@ -431,6 +440,192 @@ def test_a_posterior_that_is_no_number_is_refused(make, monkeypatch: pytest.Monk
     assert make().made == TOTAL
 
 
+# ---- images that change before the work is done
+
+
+def picture(path: Path, seed: int) -> None:
+    """A readable image of another size than the others."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (14, 11, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def in_folder(data: Path, tmp_path: Path) -> Path:
+    return data
+
+
+def in_zip(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.make_archive(str(tmp_path / "packed"), "zip", data))
+
+
+@pytest.mark.parametrize("packed", [in_folder, in_zip])
+def test_a_damaged_image_is_replaced_and_the_same_command_goes_on(
+    packed: Callable[[Path, Path], Path], make, one_damaged: Path, tmp_path: Path, caplog
+) -> None:
+    with pytest.raises(DataError, match="image 23 cannot be read"):
+        make(data=packed(one_damaged, tmp_path))
+    picture(one_damaged / "cat" / "03.png", 0)
+    caplog.set_level("INFO", logger="diffmoe")
+    data = packed(one_damaged, tmp_path)
+    found = make(data=data)
+    assert found.made == TOTAL - 16 and "encoded again" not in caplog.text
+    assert content(found.path) == content(make("at once", data=data).path)
+    assert found.record.source.fingerprint == open_pictures(one_damaged).fingerprint
+
+
+def test_only_shards_whose_own_images_changed_are_made_again(
+    make, one_damaged: Path, tmp_path: Path, caplog
+) -> None:
+    (one_damaged / "dog" / "06.png").write_bytes(b"no picture")
+    (one_damaged / "cat" / "03.png").unlink()
+    picture(one_damaged / "cat" / "03.png", 0)
+    with pytest.raises(DataError, match="image 49 cannot be read"):
+        make(data=one_damaged)
+    assert len(list((tmp_path / "cache.parts").glob("part-*"))) == 3
+    picture(one_damaged / "dog" / "06.png", 1)
+    picture(one_damaged / "bird" / "17.png", 2)
+    caplog.set_level("INFO", logger="diffmoe")
+    found = make(data=one_damaged)
+    assert found.made == 16 + 2
+    assert caplog.text.count("1 shards are encoded again, as their images changed") == 1
+    assert content(found.path) == content(make("at once", data=one_damaged).path)
+
+
+def test_an_image_that_was_left_out_is_taken_once_it_is_mended(
+    make, copied: Path, tmp_path: Path
+) -> None:
+    """Restored from another disk it has the size it had."""
+    good = (copied / "bird" / "03.png").read_bytes()
+    (copied / "bird" / "03.png").write_bytes(bytes(len(good)))
+    (copied / "cat" / "09.png").write_bytes(b"")
+    (copied / "cat" / "10.png").write_bytes(b"")
+    with pytest.raises(DataError, match="damaged, and 1 may be left out"):
+        make(data=copied, skip_damaged=True)
+    assert [path.name for path in (tmp_path / "cache.parts").glob("part-*")] == ["part-000000"]
+    (copied / "bird" / "03.png").write_bytes(good)
+    for name in ("09", "10"):
+        picture(copied / "cat" / f"{name}.png", int(name))
+    found = make(data=copied, skip_damaged=True)
+    assert (found.made, found.record.skipped) == (TOTAL, ())
+    assert content(found.path) == content(make("at once", data=copied).path)
+
+
+def add(folder: Path) -> None:
+    picture(folder / "dog" / "99.png", 0)
+
+
+def remove(folder: Path) -> None:
+    (folder / "cat" / "03.png").unlink()
+
+
+def rename(folder: Path) -> None:
+    (folder / "cat" / "03.png").rename(folder / "cat" / "03a.png")
+
+
+def move(folder: Path) -> None:
+    (folder / "bird" / "19.png").rename(folder / "cat" / "000.png")  # of the same number
+
+
+@pytest.mark.parametrize("change", [add, remove, rename, move])
+def test_images_that_are_others_are_not_mixed_in(
+    change: Callable[[Path], None], make, one_damaged: Path
+) -> None:
+    with pytest.raises(DataError, match="image 23 cannot be read"):
+        make(data=one_damaged)
+    change(one_damaged)
+    said = (
+        r"^images were added, removed or renamed since .*: 50 .* — .*cache\.parts — put them back"
+    )
+    with pytest.raises(ConfigError, match=said) as caught:
+        make(data=one_damaged)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_changed_while_the_others_were_encoded_is_made_again(
+    make, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, calls = Autoencoder.moments, []
+
+    def moments(self: Autoencoder, pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 5:  # two a shard: of the third
+            picture(copied / "bird" / "02.png", 0)
+        return quick(self, pixels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Autoencoder, "moments", moments)
+        with pytest.raises(DataError, match=r"images of 1 of 4 shards changed .* the same command"):
+            make(data=copied)
+    found = make(data=copied)
+    assert found.made == 16
+    assert content(found.path) == content(make("at once", data=copied).path)
+
+
+def test_an_image_that_changes_while_its_shard_is_encoded_is_noticed(
+    make, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Autoencoder.moments
+
+    def moments(self: Autoencoder, pixels: torch.Tensor) -> torch.Tensor:
+        picture(copied / "bird" / "00.png", 0)  # which was read, as this is its own shard
+        return quick(self, pixels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Autoencoder, "moments", moments)
+        with pytest.raises(DataError, match=r"images of 1 of 4 shards changed"):
+            make(data=copied)
+    assert make(data=copied).made == 16
+    assert content(make(data=copied).path) == content(make("at once", data=copied).path)
+
+
+# ---- stopped by a user or a disk
+
+
+def test_an_interrupted_command_tells_what_is_kept(
+    pictures: Path, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    quick, calls = Autoencoder.moments, []
+
+    def moments(self: Autoencoder, pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return quick(self, pixels)
+
+    monkeypatch.setattr(Autoencoder, "moments", moments)
+    words = f"--autoencoder {network} --side 8 --shard 16 --device cpu --quiet"
+    command = ["prepare", str(pictures), *words.split(), "--out", str(tmp_path / "cache")]
+    assert main(command) == ExitCode.RESUMABLE
+    said = capsys.readouterr().err.splitlines()
+    place = tmp_path / "cache.parts"
+    assert said == [
+        "diffmoe: error: interrupted: 16 of 50 images are encoded — "
+        f"{place} — the same command goes on from there"
+    ]
+    assert main(command) == 0
+    assert "34 of them encoded here" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_finished_shards(
+    make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import diffmoe.data.cache.shard as shard
+
+    quick = shard.save_file
+
+    def save_file(content: Any, path: Path) -> None:
+        if "000001" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        quick(content, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard, "save_file", save_file)
+        with pytest.raises(StorageError, match=r"\(No space left .* no half-written file was left"):
+            make()
+    left = sorted(path.name for path in (tmp_path / "cache.parts").iterdir())
+    assert left == [".lock", "part-000000", "work.json"]
+    assert make().made == TOTAL - 16
+
+
 # ---- refused before any work
 
 
@@ -446,7 +641,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no side": ({"side": 0}, r"side 0 is not in 1\.\.1000000"),
     "no shard": ({"shard": 0}, r"shard 0 is not in 1\.\.1000000"),
     "dtype": ({"dtype": "int8"}, "dtype 'int8' is unknown"),
-    "no data": ({"data": Path("nowhere")}, "does not exist"),
+    "no data": ({"data": Path("nowhere")}, "^the path does not exist .* — give a folder of"),
     "device": ({"device": "abacus"}, "machine.device abacus cannot be used"),
 }
 
@@ -462,7 +657,7 @@ def test_bad_settings_are_refused(changes: dict[str, Any], message: str, make) -
 def test_images_without_labels_are_refused(make, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "loose").mkdir()
     shutil.copyfile(pictures / "dog" / "00.png", tmp_path / "loose" / "0.png")
-    with pytest.raises(DataError, match="no class sub-folder"):
+    with pytest.raises(DataError, match="the path holds 1 images but no class sub-folder"):
         make(data=tmp_path / "loose")
 
 

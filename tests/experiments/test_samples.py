@@ -366,9 +366,65 @@ def test_what_is_there_is_not_drawn_again(
     with pytest.raises(AssertionError, match="weights"):
         drawn(run, out, format=form, settings=replace(SETTINGS, steps=1))
     victim = out if form == "npz" else next(p for p in out.iterdir() if p.name[:3] in "000 shard")
-    victim.write_bytes(victim.read_bytes()[:-1]) if form != "png" else victim.unlink()
-    with pytest.raises(AssertionError, match="weights"):  # less than it was
+    victim.write_bytes(victim.read_bytes()[:-1])  # less than it was
+    named, said = {"npz": (StorageError, "is not what s.json describes")}.get(
+        form, (AssertionError, "weights")
+    )
+    with pytest.raises(named, match=said):
         drawn(run, out, format=form)
+
+
+def test_an_array_copied_over_another_is_not_taken_for_it(run: Path, tmp_path: Path) -> None:
+    """Of the same number and size, with the record of the other beside it."""
+    one = drawn(run, tmp_path / "one.npz").path
+    other = drawn(run, tmp_path / "other.npz", seeds=range(COUNT, 2 * COUNT)).path
+    assert one.stat().st_size == other.stat().st_size
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(StorageError, match=r"one\.npz is not what one\.json describes"):
+        drawn(run, one)
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_an_emptied_picture_is_drawn_again(run: Path, tmp_path: Path) -> None:
+    path = drawn(run, tmp_path / "s").path
+    before = tree(path)
+    (path / record(path)["images"][7]["file"]).write_bytes(b"")
+    drawn(run, path)
+    assert tree(path) == before
+
+
+def elsewhere(_: torch.device) -> dict[str, str]:
+    return {"device": "cuda", "device_name": "a GPU"}
+
+
+def test_what_another_machine_drew_is_taken_and_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = record(drawn(run, tmp_path / "here").path)
+    assert told["device"] == "cpu" and told["device_name"]
+    killed_at(run, tmp_path / "both", 2)
+    monkeypatch.setattr("diffmoe.experiments.draw.machine_of", elsewhere)
+    drawn(run, tmp_path / "here")
+    assert record(tmp_path / "here") == told  # nothing is left to do
+    both = record(drawn(run, tmp_path / "both").path)
+    assert [machine["device"] for machine in both["machines"]] == ["cpu", "cuda"]
+    assert not both.keys() & {"device", "device_name", "numpy"}
+    assert both["request"] == told["request"]
+    assert record(drawn(run, tmp_path / "there").path)["device_name"] == "a GPU"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_first_process_says_where_the_images_are(
+    rank: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    words = ["sample", str(run), "--count", "4", "--steps", "1", "--out", str(tmp_path / "s")]
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("4 images: ") == (rank == "0")
 
 
 def test_other_weights_are_another_request(tmp_path: Path) -> None:
@@ -485,8 +541,8 @@ def test_room_that_parts_have_taken_is_not_asked_for_again(
     [
         ("--format npz --out DIR", "format npz writes one file, and DIR is not called so"),
         ("--format png --out a.npz", "format png writes a folder, and a.npz is called as a file"),
-        ("--law random --labels 3", "law random does not go with 1 labels — leave one of them out"),
-        ("--seed 5 --seeds 3", "seed 5 does not go with 1 seeds — leave one of them out"),
+        ("--law random --labels 3", "law random does not go with 1 label — leave one of them out"),
+        ("--seed 5 --seeds 3", "seed 5 does not go with 1 seed — leave one of them out"),
         ("--seed -1", "seed -1 is out of range"),
         (f"--seed {2**63 - 3} --count 4", f"seed {2**63} is out of range"),
         ("--law random --count 0", "count 0 is not in [1, 1000000]"),
@@ -580,6 +636,8 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert request((4, 2), (), None, 10, first_seed=5) == ((4, 2), range(5, 7))
     assert request((), (8, 9, 9), 3, 2) == ([0, 1, 0], (8, 9, 9))
     assert request((1,), (8,), 1, 2, law="balanced") == ((1,), (8,))
+    assert request((4, 2), (), 5, 10, first_seed=3) == ([4, 2, 4, 2, 4], range(3, 8))
+    assert request((4, 2, 2), (7, 8, 9, 9), 4, 10) == ([4, 2, 2, 4], (7, 8, 9, 9))
 
 
 def test_fifty_thousand_are_checked_in_a_moment() -> None:

@@ -177,7 +177,8 @@ def test_a_page_says_what_one_batch_and_few_samples_do_not_tell(found: Sweep) ->
     assert "below the noise of 12 samples mean little" in page
     assert "(of the model on average)" in page and record_of(found)["level"] == "global"
     threads = torch.get_num_threads()
-    assert f"cpu, {threads} thread{'s' * (threads > 1)}<" in page
+    machine = record_of(found)["stamp"]["device_name"]
+    assert f"{machine}, {threads} thread{'s' * (threads > 1)}<" in page
     table = found.lines()[:-1]
     column = table[0].index("spread")
     assert {line[column : column + 6].strip() for line in table[1:]} == {"-"}

@@ -1,32 +1,42 @@
 """Images to files: whole folders in one rename, with the stamp that says how to make them."""
 
+import errno
 import hashlib
 import json
+import os
 import re
+import shutil
+import signal
 import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 import trained
+from children import fork, read_all
 from diffmoe.checkpoint import LoadedRun, RunFolder
-from diffmoe.config import RunConfig
+from diffmoe.config import SD_VAE, RunConfig
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.model import RoutingPlan
 from diffmoe.sampling import (
+    MACHINE,
     DrawnPart,
     ImageRequest,
     contact_sheet,
     generate,
+    is_as_recorded,
     output_of,
     refuse_place,
     sampling_plan,
@@ -75,7 +85,9 @@ def test_a_folder_holds_images_a_sheet_and_their_record(tmp_path: Path) -> None:
         assert torch.equal(pixels(target / name), image[0])
     record = json.loads((target / "samples.json").read_text())
     assert record["run"] == "digits" and record["sampling"] == {"steps": 4}
-    assert record["images"][2] == {"file": names[2], "label": 7, "seed": 2}
+    content = (target / names[2]).read_bytes()
+    held = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert record["images"][2] == {"file": names[2], "label": 7, "seed": 2, **held}
     assert [entry["file"] for entry in record["images"]] == names
 
 
@@ -346,6 +358,7 @@ def test_arrays_have_their_record_and_sheet_beside_them(tmp_path: Path) -> None:
     assert record["seeds"] == [9, 10, 11, 12, 13] and record["class_names"] == NAMES
     content = COLOURED.permute(0, 2, 3, 1).numpy().tobytes()
     assert record["pixels_sha256"] == hashlib.sha256(content).hexdigest()
+    assert record["labels_sha256"] == hashlib.sha256(np.array(LABELS).tobytes()).hexdigest()
     assert record["bytes"] == path.stat().st_size
     sheet = pixels(tmp_path / "s-sheet.png")
     assert torch.equal(sheet[8:72:8, 8:72:8], COLOURED[0].permute(1, 2, 0))
@@ -419,6 +432,159 @@ def test_a_linked_array_is_not_replaced(tmp_path: Path) -> None:
         array_file(tmp_path / "s.npz")
 
 
+def own_file(path: Path) -> None:
+    """A user's own array where samples were once: of the same size, or of another."""
+    np.savez(path, arr_0=np.zeros((5, 8, 8, 3), np.uint8), arr_1=np.array(LABELS))
+
+
+def other_sampling(path: Path) -> None:
+    other = path.with_name("other") / path.name
+    shutil.copy(array_file(other, 255 - COLOURED), path)
+    shutil.rmtree(other.parent)
+
+
+def other_labels(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    write_samples(path, COLOURED, LABELS[::-1], range(5), STAMP, "npz")
+    assert len(content) == path.stat().st_size and content != path.read_bytes()
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+OTHER_ARRAYS = [own_file, other_sampling, other_labels, cut_off, flipped]
+
+
+@pytest.mark.parametrize("change", OTHER_ARRAYS)
+def test_an_array_that_its_record_does_not_describe_is_not_replaced(
+    change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    path, output = array_file(tmp_path / "s.npz", request="r"), output_of("npz", None)
+    assert output.is_written(path, "r") and not output.is_written(path, "q")
+    assert is_as_recorded(path) is True
+    text = (tmp_path / "s.json").read_text()
+    change(path)
+    (tmp_path / "s.json").write_text(text)
+    assert is_as_recorded(path) is False and not output.is_written(path, "r")
+    before = tree(tmp_path)
+    for attempt in (output.refuse, array_file):
+        with pytest.raises(StorageError, match=r"^s\.npz is not what s\.json describes") as caught:
+            attempt(path)
+        assert "remove it" in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+def test_an_array_without_a_record_of_a_sampling_is_told_from_a_wrong_one(tmp_path: Path) -> None:
+    path = array_file(tmp_path / "s.npz")
+    assert is_as_recorded(tmp_path / "s.json") is None  # no images
+    for text in ("{", "[]", '{"format": "npz"}'):
+        (tmp_path / "s.json").write_text(text)
+        assert is_as_recorded(path) is None
+    (tmp_path / "s.json").unlink()
+    assert is_as_recorded(path) is None and is_as_recorded(tmp_path / "none.npz") is None
+    array_file(tmp_path / "t.npz").unlink()
+    assert is_as_recorded(tmp_path / "t.npz") is False
+
+
+class Full:
+    """Stands for a function that finds the disk full when it is called the n-th time."""
+
+    def __init__(self, honest: Callable[..., Any], number: int) -> None:
+        self.honest, self.left = honest, number
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.honest(*given, **more)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "number"),
+    [
+        ("sampling.output.arrays", "_write_arrays", 0),
+        ("sampling.output.arrays", "_sheet", 0),
+        ("sampling.output.arrays", "write_record", 0),
+        ("checkpoint.files", "flush", 0),
+        ("checkpoint.files", "flush", 2),
+        ("checkpoint.files", "_new_aside", 2),
+    ],
+)
+def test_a_full_disk_keeps_the_array_of_before(
+    module: str, name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array_file(tmp_path / "s.npz")
+    before = tree(tmp_path)
+    place = sys.modules[f"diffmoe.{module}"]
+    monkeypatch.setattr(place, name, Full(getattr(place, name), number))
+    with pytest.raises(StorageError, match=r"cannot write s\.npz \(No space left on device\)"):
+        array_file(tmp_path / "s.npz", 255 - COLOURED)
+    assert tree(tmp_path) == before and is_as_recorded(tmp_path / "s.npz") is True
+
+
+def killed_at_rename(number: int, path: Path, images: Tensor) -> None:
+    """Write arrays in a child that is killed before its n-th rename."""
+
+    def work(_: int) -> None:
+        honest, left = Path.replace, [number]
+
+        def rename(source: Path, target: Path) -> Path:
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return honest(source, target)
+
+        Path.replace = rename  # type: ignore[assignment,method-assign]
+        array_file(path, images)
+
+    child, pipe = fork(work)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    read_all(pipe)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_kill_between_the_three_files_of_an_array_is_seen_and_mended(
+    number: int, older: bool, tmp_path: Path
+) -> None:
+    path, wanted = tmp_path / "a" / "s.npz", tmp_path / "b" / "s.npz"
+    if older:
+        array_file(path)
+    killed_at_rename(number, path, 255 - COLOURED)
+    seen = is_as_recorded(path)
+    assert seen is ((number == 0) if older else None)  # the old one stands, or none does
+    killed_at_rename(0, path, COLOURED[:2])  # and once more, as it is mended by another
+    output_of("npz", None).refuse(path)
+    array_file(path, 255 - COLOURED)
+    array_file(wanted, 255 - COLOURED)
+    assert tree_of(path.parent) == tree_of(wanted.parent) and is_as_recorded(path) is True
+
+
+def test_a_record_set_aside_is_no_leave_to_replace_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.npz"
+    killed_at_rename(0, path, COLOURED)
+    assert not path.exists()
+    own_file(path)
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match=r"^s\.npz is not what s\.json describes"):
+        array_file(path)
+    path.unlink()
+    (tmp_path / "s.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"^s\.json was not written by a sampling"):
+        array_file(path)
+    (tmp_path / "s.json").unlink()
+    own_file(path)
+    assert tree(tmp_path) == before
+
+
 def test_a_part_that_lacks_an_image_makes_no_array(tmp_path: Path) -> None:
     asked, output = ImageRequest([1, 2], [0, 1], NAMES), output_of("npz", None)
     (tmp_path / "part").mkdir()
@@ -466,7 +632,9 @@ def test_a_shard_holds_a_thousand_images(tmp_path: Path) -> None:
     assert [entry["images"] for entry in record["shards"]] == [1000, 3]
     for number, entry in enumerate(record["shards"]):
         assert entry["file"] == f"shard-{number:06d}.tar"
-        assert entry["bytes"] == (path / entry["file"]).stat().st_size
+        content = (path / entry["file"]).read_bytes()
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
     with tarfile.open(path / "shard-000001.tar") as shard:
         assert shard.getnames()[0] == "001000.png" and len(shard.getnames()) == 9
 
@@ -477,6 +645,89 @@ def test_folders_of_samples_replace_each_other(tmp_path: Path) -> None:
     note(tmp_path / "s")
     with pytest.raises(StorageError, match=r"^notes\.txt was not written by a sampling"):
         shards(tmp_path / "s")
+
+
+# --- folders as they were recorded ---------------------------------------------------------------
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def in_its_place(path: Path) -> None:
+    """Another file of the sampling, of the same size for shards of nothing but their classes."""
+    other = next(p for p in sorted(path.parent.glob(f"*{path.suffix}")) if p != path)
+    path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("form", ["png", "webdataset"])
+@pytest.mark.parametrize("change", [emptied, gone, in_its_place, cut_off, flipped])
+def test_a_folder_that_is_not_as_recorded_is_not_written_and_is_replaced(
+    change: Callable[[Path], None], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["diffmoe.sampling.output.folders"], "_SHARD", 2)
+    path, output = tmp_path / "s", output_of(form, None)
+
+    def write() -> None:
+        write_samples(path, COLOURED, LABELS, range(5), STAMP | {"request": "r"}, form)
+
+    write()
+    assert is_as_recorded(path) is True
+    assert output.is_written(path, "r") and not output.is_written(path, "q")
+    before = tree(path)
+    change(sorted(path.glob("0*" if form == "png" else "*.tar"))[1])
+    assert is_as_recorded(path) is False and not output.is_written(path, "r")
+    write()
+    assert tree(path) == before
+
+
+def test_a_look_at_a_large_folder_reads_some_files_and_a_verification_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    module = sys.modules["diffmoe.sampling.output.checks"]
+    honest = module.digest  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "digest", lambda file: (read.append(file.name), honest(file))[1])
+    images = torch.zeros(200, 1, 1, 1).byte()
+    write_samples(tmp_path / "s", images, [0] * 200, range(200), {"request": "r"})
+    assert output_of("png", None).is_written(tmp_path / "s", "r")
+    assert len(set(read)) == len(read) == 64
+    assert (read[0][:6], read[-1][:6]) == ("000000", "000199")
+    read.clear()
+    assert is_as_recorded(tmp_path / "s") is True and len(set(read)) == 200
+
+
+def test_a_folder_of_other_things_has_no_record(tmp_path: Path) -> None:
+    assert is_as_recorded(tmp_path) is None and is_as_recorded(tmp_path / "none") is None
+    path = shards(tmp_path / "s")
+    (path / "more.tar").write_bytes(b"")  # would be read with the others
+    assert is_as_recorded(path) is False
+    path = written(tmp_path / "p")
+    note(path)  # beside pictures, which are taken by name
+    assert is_as_recorded(path) is True
+    record = json.loads((path / "samples.json").read_text())
+    for entry in record["images"]:
+        del entry["sha256"]
+    (path / "samples.json").write_text(json.dumps(record))
+    assert is_as_recorded(path) is None  # it does not tell
+    record_of_another(path)
+    assert is_as_recorded(path) is None
+
+
+def test_a_part_that_does_not_say_what_its_pictures_are_is_one_sentence(tmp_path: Path) -> None:
+    asked, output = ImageRequest([1, 2], [0, 1], NAMES), output_of("png", None)
+    (tmp_path / "part").mkdir()
+    output.write_part(tmp_path / "part", IMAGES[:2], range(2), asked)
+    part = DrawnPart(tmp_path / "part", range(2))
+    for break_it in (emptied, gone):
+        break_it(tmp_path / "part" / "pictures.json")
+        with pytest.raises(StorageError, match="a part does not say what its pictures are"):
+            output.assemble(tmp_path / "s", [part], asked, STAMP)
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
 
 
 # --- formats -------------------------------------------------------------------------------------
@@ -541,7 +792,18 @@ def test_the_stamp_says_how_an_image_was_made(tmp_path: Path) -> None:
     for field in ("sampler", "steps", "guidance", "guidance_pool", "selection", "policy", "batch"):
         assert facts["sampling"][field] == getattr(config.sampling, field)
     assert facts["torch"] == torch.__version__ and facts["diffmoe"]
+    assert facts["numpy"] == np.__version__ and facts["pillow"] == PIL.__version__
+    assert not facts.keys() & {"diffusers", "device", "device_name"}
     json.dumps(facts)
+
+
+def test_the_stamp_says_what_computed_an_image(tmp_path: Path) -> None:
+    config = replace(trained.config(), codec=SD_VAE)
+    run, machine = loaded(tmp_path, trained.config()), {"device": "cuda", "device_name": "a GPU"}
+    facts = stamp(replace(run, config=config), config.sampling, machine=machine)
+    assert facts["device"] == "cuda" and facts["device_name"] == "a GPU"
+    assert facts["diffusers"] == version("diffusers")
+    assert set(MACHINE) <= facts.keys()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import reduce
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -24,16 +25,12 @@ _VALUE = re.compile(
     r"(?:with base 10: |string to float: |instantiated from |arguments:? )(\[.*?\]|.*)"
 )
 _KIND = r" (\{None\}\|)?\[?((INT|FLOAT|STR|PATH)(?: \3)*)"
-
-# What a value is that people write otherwise.
-_MEANINGS = {
-    "--labels": ": a label is the number of a class, from 0 in the order of the sub-folders' names"
-}
+_CHOICE = re.compile(r"invalid choice '(.*?)' for argument '(\S+)'\. Expected one of")
 
 # What to do where a kind of record lacks a field that another kind has.
 _INSTEAD = {
     "digits": "digits are built in: for images of your own start from a preset whose data are a"
-    " folder, such as diffmoe-s-e16-flow",
+    " folder, such as diffmoe-s-e16-flow; in pixels: see the guide, Train on your own images",
 }
 
 
@@ -57,7 +54,7 @@ def parse(record: type[Record], default: Record, words: Sequence[str], prog: str
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise _mistake(stop, said.getvalue(), prog) from None
+        raise _mistake(stop, said.getvalue(), default, prog) from None
     if unknown:
         _refuse_another_kind(unknown, default, prog)
         raise _unknown(unknown, list(_flags(default)), prog)
@@ -92,17 +89,17 @@ def _refuse_nothing(found: Any, words: Sequence[str], prog: str) -> None:
             )
 
 
-def _mistake(stop: SystemExit, box: str, prog: str) -> DiffMoEError:
+def _mistake(stop: SystemExit, box: str, default: Any, prog: str) -> DiffMoEError:
     """What a record's own check raised, or else what the parser wrote into its box."""
     for cause in _causes(stop):
         if isinstance(cause, DiffMoEError):
             return cause
     message, *helptext = _paragraphs(box)
-    found = _PLACE.match(message)
-    if found:
+    if choice := _CHOICE.search(message):
+        return _wrong_choice(choice[2], choice[1], _choices(default, choice[2]), prog)
+    if found := _PLACE.match(message):
         message = _wrong_value(found[1], found[2], helptext)
-    meaning = _MEANINGS.get(found[1], "") if found else ""
-    return ConfigError(message.rstrip(". "), remedy=f"see {prog} --help{meaning}")
+    return ConfigError(message.rstrip(". "), remedy=f"see {prog} --help")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -129,13 +126,45 @@ def _wrong_value(flag: str, reason: str, helptext: list[str]) -> str:
     return f"{flag} takes {kind[2]}{none}, not {value[1].strip('[]. ')}"
 
 
+def _wrong_choice(flag: str, value: str, choices: list[str], prog: str) -> ConfigError:
+    """`--flag takes one or other, not 'value'`, with the choice most like it."""
+    near = nearest(value, choices)
+    listed = " or ".join(filter(None, (", ".join(choices[:-1]), *choices[-1:])))
+    return ConfigError(
+        f"{flag} takes {listed}, not {value!r}",
+        remedy=f"did you mean {near}?" if near else f"see {prog} --help",
+    )
+
+
+def _choices(record: Any, flag: str) -> list[str]:
+    """The values that a flag chooses from, in the order in which its field lists them."""
+    *sections, name = flag.lstrip("-").replace("-", "_").split(".")
+    flat = [getattr(record, entry.name) for entry in fields(record) if _is_flat(entry)]
+    for root in (record, *flat):
+        owner = reduce(lambda found, section: getattr(found, section, None), sections, root)
+        if is_dataclass(owner) and hasattr(owner, name):
+            return list(_listed(get_type_hints(type(owner))[name]))
+    return []
+
+
+def _listed(annotation: Any) -> Iterator[str]:
+    """The values in a type of few values, None last."""
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    for inner in get_args(annotation):
+        yield from ["None"] if inner is type(None) else _listed(inner)
+
+
+def _is_flat(entry: Any) -> bool:
+    return FLAT in getattr(entry.type, "__metadata__", ())
+
+
 def _flags(record: Any, prefix: str = "--") -> Iterator[str]:
     """Every flag of a record."""
     for entry in fields(record):
         value, name = getattr(record, entry.name), entry.name.replace("_", "-")
         if is_dataclass(value):
-            flat = FLAT in getattr(entry.type, "__metadata__", ())
-            yield from _flags(value, prefix if flat else f"{prefix}{name}.")
+            yield from _flags(value, prefix if _is_flat(entry) else f"{prefix}{name}.")
         else:
             yield prefix + name
         if isinstance(value, bool):

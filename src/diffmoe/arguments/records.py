@@ -38,13 +38,13 @@ class TrainCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleCommand:
-    """Draw images from a run: one for each label, each from its own seed.
+    """Draw images from a run: one for each label, or `count`, each from its own seed.
 
     Any number of processes may run the same command at once, and one that was stopped goes on.
     """
 
     settings: Annotated[SamplingConfig, FLAT]
-    labels: tuple[int, ...] = ()  # a class for each image; none = as `law` says
+    labels: tuple[str, ...] = ()  # numbers or names of classes, in turn; none = as `law` says
     seeds: tuple[int, ...] = ()  # a seed for each image; none = one after the other from `seed`
     count: int | None = None  # images; None = as many as labels or seeds, 16 without either
     law: Literal["balanced", "random"] = "balanced"  # all classes in turn, or drawn by the seed
@@ -74,7 +74,7 @@ class AnalyzeCommand:
     settings: Annotated[SamplingConfig, FLAT]
     count: int | None = None  # images, all classes in turn; None = 1000, or 4 of each class
     seed: int = 0  # the first of their seeds
-    classes: tuple[int, ...] = ()  # whose first image is mapped; none = some, evenly spread
+    classes: tuple[str, ...] = ()  # whose first image is mapped, names too; none = some, spread
     maps: int = 6  # images mapped, where no classes are named
     frames: int = 12  # noise levels that maps show
     out: Path | None = None  # folder to write; None = analysis, below the run

@@ -1,6 +1,14 @@
 """A run folder: config, weights and full state, written whole or not at all, verified on load."""
 
-from diffmoe.checkpoint.files import append_text, new_folder, write_file, write_text
+from diffmoe.checkpoint.files import (
+    append_text,
+    digest,
+    new_files,
+    new_folder,
+    storage_errors,
+    write_file,
+    write_text,
+)
 from diffmoe.checkpoint.folder import RunFolder
 from diffmoe.checkpoint.load import LoadedRun, load, load_tensors, refuse_foreign
 from diffmoe.checkpoint.metrics import read_metrics
@@ -30,10 +38,12 @@ __all__ = [
     "claimed_manifest",
     "claimed_step",
     "contradictions",
+    "digest",
     "find_checkpoint",
     "infer_config",
     "load",
     "load_tensors",
+    "new_files",
     "new_folder",
     "newest_checkpoint",
     "prune",
@@ -42,6 +52,7 @@ __all__ = [
     "read_released",
     "refuse_foreign",
     "refuse_foreign_parts",
+    "storage_errors",
     "to_ours",
     "to_released",
     "verify",

@@ -19,6 +19,7 @@ __all__ = [
     "digest",
     "entries",
     "flush",
+    "new_files",
     "new_folder",
     "remove_folder",
     "storage_errors",
@@ -44,7 +45,8 @@ def storage_errors(what: str, path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {what} ({reason})",
             where=str(path),
-            remedy="check the path, its permissions and the free space; nothing was left behind",
+            remedy="check the path, its permissions and the free space;"
+            " no half-written file was left",
         ) from error
 
 
@@ -71,22 +73,43 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Temporary files that take the places of `paths`, in that order, if the block succeeds.
+
+    All are on the disk before the first takes its place. Where the last of them tells what the
+    others are, a kill in between leaves it set aside: `.tmp-STEM-????????.SUFFIX`.
+    """
+    asides: list[Path] = []
+    with storage_errors(paths[0].name, paths[0]):
+        try:
+            asides.extend(map(_new_aside, paths))
+            yield tuple(asides)
+            for aside in asides:
+                flush(aside)
+                aside.chmod(0o644)
+            for aside, path in zip(asides, paths, strict=True):
+                aside.replace(path)
+        finally:
+            if asides and asides[0].exists():  # nothing has changed
+                for aside in asides:
+                    aside.unlink(missing_ok=True)
+
+
+def _new_aside(path: Path) -> Path:
+    """An empty file beside `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=f".tmp-{path.stem}-", suffix=path.suffix, dir=path.parent
+    )
+    os.close(handle)
+    return Path(name)
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replace `path` by what `write` puts into a temporary file beside it."""
-    with storage_errors(path.name, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".tmp-{path.stem}-", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        aside = Path(name)
-        try:
-            write(aside)
-            flush(aside)
-            aside.chmod(0o644)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+    with new_files(path) as (aside,):
+        write(aside)
 
 
 def write_text(path: Path, text: str) -> None:

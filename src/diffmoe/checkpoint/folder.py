@@ -94,6 +94,13 @@ class RunFolder:
         lines = text.removesuffix("\n").split("\n") if text else []
         return tuple(_ESCAPE.sub(_unescaped, line) for line in lines)
 
+    def trained_classes(self, classes: int) -> int:
+        """How many of a model's classes were trained, the first ones: those that have names here.
+
+        All of them where no names are kept.
+        """
+        return min(len(self.class_names), classes) or classes
+
     def keep_class_names(self, names: Sequence[str]) -> None:
         """Write the names of the classes, a line each, for when the data are not at hand."""
         lines = "".join(_BREAKS.sub(_escaped, name) + "\n" for name in names)

@@ -28,6 +28,11 @@ class LoadedRun:
     fingerprint: str  # sha256 of the weights file
     trained_on: dict[str, str] = field(default_factory=dict)  # `codec` and `data`, where known
 
+    @property
+    def trained_classes(self) -> int:
+        """How many classes the training had, the first of the model's."""
+        return self.folder.trained_classes(self.config.model.num_classes)
+
 
 def load(
     path: Path | str,

@@ -19,13 +19,15 @@ def sample(words: list[str]) -> None:
     config = config_of(name)
     default = SampleCommand(settings=config.sampling)
     command = parse(SampleCommand, default, rest, f"diffmoe sample {name}")
-    from diffmoe.experiments import draw_samples, request
+    from diffmoe.device import is_first_process
+    from diffmoe.experiments import class_numbers, draw_samples, request, trained_classes
 
+    asked, classes = class_numbers(name, command.labels), config.model.num_classes
     labels, seeds = request(
-        command.labels,
+        asked,
         command.seeds,
         command.count,
-        config.model.num_classes,
+        classes if asked else trained_classes(name, classes),
         law=command.law,
         first_seed=command.seed,
     )
@@ -34,14 +36,15 @@ def sample(words: list[str]) -> None:
         labels,
         seeds,
         settings=command.settings,
-        law="given" if command.labels else command.law,
+        law="given" if asked else command.law,
         out=command.out,
         format=command.format,
         device=command.device,
         capture=command.capture,
         progress=not command.quiet,
     )
-    print("\n".join(found.lines))
+    if is_first_process():
+        print("\n".join(found.lines))
 
 
 def report(words: list[str]) -> None:
@@ -56,12 +59,12 @@ def analyze(words: list[str]) -> None:
     """Write where the compute of a run goes."""
     name, command, shared = of_run("analyze", AnalyzeCommand, words)
     from diffmoe.device import keep_freed_memory
-    from diffmoe.experiments import analyze
+    from diffmoe.experiments import analyze, class_numbers
 
     keep_freed_memory()
     found = analyze(
         name,
-        classes=command.classes,
+        classes=class_numbers(name, command.classes),
         maps=command.maps,
         frames=command.frames,
         out=command.out,

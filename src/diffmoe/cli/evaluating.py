@@ -10,6 +10,12 @@ from diffmoe.errors import ConfigError
 
 __all__ = ["compare", "evaluate"]
 
+_COMPARE = """usage: diffmoe compare A.json B.json
+
+Put two files that diffmoe evaluate wrote side by side: first what differs in their protocols
+(reference, network, number of images, settings, versions), then how the samples were made, then
+each number of both. Where protocols differ, it says that the numbers are not comparable."""
+
 
 def evaluate(words: list[str]) -> None:
     """Compare images, or images drawn from a run, with a reference."""
@@ -30,7 +36,7 @@ def evaluate(words: list[str]) -> None:
     if command.statistics is None:
         _refuse(command.side is not None, "--side goes with --statistics", "leave it out")
         found = evaluate(name, command.reference, crop=command.crop, out=command.out, **shared)
-        print("\n".join(evaluation_lines(found)))
+        _tell(evaluation_lines(found))
         return
     idle = command.reference is not None or command.out is not None or command.crop
     _refuse(
@@ -39,7 +45,7 @@ def evaluate(words: list[str]) -> None:
         "leave out --reference, --crop and --out",
     )
     made = make_statistics(name, command.statistics, crop=command.side, **shared)
-    print(f"statistics: {made}")
+    _tell([f"statistics: {made}"])
 
 
 def _evaluate_run(name: str, words: list[str]) -> None:
@@ -62,7 +68,15 @@ def _evaluate_run(name: str, words: list[str]) -> None:
         device=command.device,
         progress=not command.quiet,
     )
-    print("\n".join(evaluation_lines(found)))
+    _tell(evaluation_lines(found))
+
+
+def _tell(lines: list[str]) -> None:
+    """Print lines, of several processes the first."""
+    from diffmoe.device import is_first_process
+
+    if is_first_process():
+        print("\n".join(lines))
 
 
 def _refuse(wrong: bool, what: str, remedy: str) -> None:
@@ -73,11 +87,14 @@ def _refuse(wrong: bool, what: str, remedy: str) -> None:
 def compare(words: list[str]) -> None:
     """Put two evaluations side by side, what differs in their protocols first."""
     if words and words[0] in ("-h", "--help"):
-        print("usage: diffmoe compare A.json B.json\n\nTwo files that diffmoe evaluate wrote.")
+        print(_COMPARE)
         return
-    if len(words) != 2 or any(word.startswith("-") for word in words):
+    flags = [word for word in words if word.startswith("-")]
+    if flags or len(words) != 2:
+        given = f"{len(words) or 'none'} {'was' if len(words) < 2 else 'were'} given"
         raise ConfigError(
-            "diffmoe compare needs A.json B.json", remedy="see diffmoe compare --help"
+            f"unknown flag {flags[0]}" if flags else f"diffmoe compare needs two files, {given}",
+            remedy="see diffmoe compare --help",
         )
     from diffmoe.experiments import compare
 

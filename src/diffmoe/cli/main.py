@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(error, ExitCode.STORAGE, debug)
     except KeyboardInterrupt:
-        stopped = StoppedError("interrupted", remedy="nothing half-made is left; run it again")
+        stopped = StoppedError(
+            "interrupted", remedy="no half-written file is left; give the same command again"
+        )
         return _fail(stopped, stopped.exit_code, debug)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a verb as Ctrl-C does: nothing half-made stays behind."""
+    """SIGTERM ends a verb as Ctrl-C does: no half-written file stays behind."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

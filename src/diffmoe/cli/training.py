@@ -51,11 +51,8 @@ def train(words: list[str]) -> None:
     from diffmoe.training import train
 
     keep_freed_memory()
-    steps, finished = command.config.loop.steps, _is_finished(command)
     train(command.config, command.run, progress=not command.quiet)
-    print(
-        f"{'nothing left to do, trained' if finished else 'trained'} {steps} steps: {command.run}"
-    )
+    print(f"trained {command.config.loop.steps} steps: {command.run}")
     print(f"next: {program()} report {shlex.quote(str(command.run))}")
 
 
@@ -71,17 +68,6 @@ def _preset_or_run(name: str) -> TrainCommand:
     elif name not in PRESETS or (folder / "config.yaml").is_file():
         return TrainCommand(config=config_of(name), run=folder)
     return TrainCommand(config=preset(name), run=Path("runs") / name)
-
-
-def _is_finished(command: TrainCommand) -> bool:
-    """Whether a run has its steps; checkpoints are verified only if they say so."""
-    from diffmoe.checkpoint import RunFolder, claimed_step, newest_checkpoint
-
-    place = RunFolder(command.run).checkpoints
-    if claimed_step(place) != command.config.loop.steps:
-        return False
-    found = newest_checkpoint(place)
-    return found is not None and found[1].step == command.config.loop.steps
 
 
 def _refuse_several_processes() -> None:

@@ -24,6 +24,7 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 IMAGE_CHANNELS = 3
+AS_FLAG = "set --codec.path to"  # how training is given an autoencoder
 
 # Images the autoencoder takes at once: its activations are far larger than an image. What encodes
 # ahead of training takes as many, as rounding may depend on it.
@@ -78,10 +79,15 @@ class Autoencoder:
             return self._network.decode(latents).sample.clamp(-1, 1)
 
 
-def load_autoencoder(config: AutoencoderCodec, device: torch.device | str) -> Autoencoder:
-    """The autoencoder that a config names, checked against it."""
-    network, own = _load(config.path, "codec.path")
-    _check_fit(config, own)
+def load_autoencoder(
+    config: AutoencoderCodec, device: torch.device | str, *, setting: str = AS_FLAG
+) -> Autoencoder:
+    """The autoencoder that a config names, checked against it.
+
+    `setting` begins what an error says of how to give another one.
+    """
+    network, own = _load(config.path, "codec.path", setting)
+    _check_fit(config, own, setting)
     return Autoencoder(network.to(device), config)
 
 
@@ -91,7 +97,7 @@ def open_autoencoder(name: str, device: torch.device | str, *, flag: str) -> Aut
     `flag` is what gave the name. Raises ConfigError if it is not found or is not one of images,
     StorageError if its files are damaged.
     """
-    network, own = _load(name, flag)
+    network, own = _load(name, flag, f"set --{flag} to")
     return Autoencoder(network.to(device), own)
 
 
@@ -100,9 +106,9 @@ def find_autoencoder(config: AutoencoderCodec) -> Autoencoder | None:
     return load_autoencoder(config, "cpu") if is_at_hand(config.path) else None
 
 
-def _load(name: str, flag: str) -> tuple[Any, AutoencoderCodec]:
-    network = load_network(name, flag)
-    _check_images(network, name, flag)
+def _load(name: str, flag: str, setting: str) -> tuple[Any, AutoencoderCodec]:
+    network = load_network(name, flag, setting)
+    _check_images(network, name, setting)
     return network, _own_config(network, name)
 
 
@@ -116,23 +122,24 @@ def _own_config(network: Any, name: str) -> AutoencoderCodec:
     )
 
 
-def _check_images(network: Any, name: str, flag: str) -> None:
+def _check_images(network: Any, name: str, setting: str) -> None:
     """Raise ConfigError unless the network works on RGB images."""
     if network.config.in_channels != IMAGE_CHANNELS:
         raise ConfigError(
             f"the autoencoder encodes images of {network.config.in_channels} channels",
             where=name,
-            remedy=f"set --{flag} to an autoencoder of RGB images",
+            remedy=f"{setting} an autoencoder of RGB images",
         )
 
 
-def _check_fit(config: AutoencoderCodec, own: AutoencoderCodec) -> None:
+def _check_fit(config: AutoencoderCodec, own: AutoencoderCodec, setting: str) -> None:
     """Raise ConfigError unless the network has the config's factor; warn of another scale."""
     if own.factor != config.factor:
+        other = f", or --codec.factor to {own.factor}" if setting == AS_FLAG else ""
         raise ConfigError(
             f"codec.factor {config.factor} is not that of the autoencoder, {own.factor}",
             where=config.path,
-            remedy=f"set --codec.factor {own.factor} or another --codec.path",
+            remedy=f"{setting} one of factor {config.factor}{other}",
         )
     if (own.scale, own.shift) != (config.scale, config.shift):
         LOGGER.warning(

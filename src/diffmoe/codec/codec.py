@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diffmoe.codec.autoencoder import load_autoencoder
+from diffmoe.codec.autoencoder import AS_FLAG, load_autoencoder
 from diffmoe.config import AutoencoderCodec, CodecConfig
 
 __all__ = ["Codec", "Pixels", "build_codec", "to_uint8"]
@@ -53,14 +53,16 @@ class Pixels:
         return latents.clamp(-1, 1)
 
 
-def build_codec(config: CodecConfig, device: torch.device | str) -> Codec:
+def build_codec(
+    config: CodecConfig, device: torch.device | str, *, setting: str = AS_FLAG
+) -> Codec:
     """The codec of a config, on a device.
 
-    Raises ConfigError if its autoencoder is not found or does not fit the config, StorageError if
-    its files are damaged.
+    `setting` begins what an error says of how to give another autoencoder. Raises ConfigError if
+    its autoencoder is not found or does not fit the config, StorageError if its files are damaged.
     """
     if isinstance(config, AutoencoderCodec):
-        return load_autoencoder(config, device)
+        return load_autoencoder(config, device, setting=setting)
     return Pixels()
 
 

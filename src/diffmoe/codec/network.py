@@ -27,25 +27,26 @@ def is_at_hand(name: str) -> bool:
     return bool(HUB_NAME.fullmatch(name)) and _cached(name) is not None
 
 
-def load_network(name: str, flag: str) -> Any:
+def load_network(name: str, flag: str, setting: str) -> Any:
     """The network in a folder or of a hub name, which was given as `flag`.
 
-    Raises ConfigError if it is not found, StorageError if its files are damaged.
+    `setting` begins what is said of how to give another one. Raises ConfigError if it is not found,
+    StorageError if its files are damaged.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        _check_files(folder, flag)
+        _check_files(folder, setting)
         return _load_folder(folder)
     if HUB_NAME.fullmatch(name):
-        return _load_hub(name, flag)
+        return _load_hub(name, flag, setting)
     raise ConfigError(
         f"{flag} {name!r} does not exist",
         where=f"looked for the folder {folder.absolute()}",
-        remedy=f"set --{flag} to the folder of an AutoencoderKL or to its hub name",
+        remedy=f"{setting} the folder of an AutoencoderKL or its hub name",
     )
 
 
-def _check_files(folder: Path, flag: str) -> None:
+def _check_files(folder: Path, setting: str) -> None:
     """Raise ConfigError for a missing file before the slow import."""
     weights = [folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"]
     lacks = [] if (folder / CONFIG).is_file() else [CONFIG]
@@ -54,7 +55,7 @@ def _check_files(folder: Path, flag: str) -> None:
         raise ConfigError(
             f"the autoencoder lacks {' and '.join(lacks)}",
             where=str(folder.absolute()),
-            remedy=f"set --{flag} to a folder that AutoencoderKL.save_pretrained wrote",
+            remedy=f"{setting} a folder that AutoencoderKL.save_pretrained wrote",
         )
 
 
@@ -77,7 +78,7 @@ def _cached(name: str) -> Path | None:
     return Path(str(found[0])).parent if all(isinstance(path, str) for path in found) else None
 
 
-def _load_hub(name: str, flag: str) -> Any:
+def _load_hub(name: str, flag: str, setting: str) -> Any:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
@@ -89,8 +90,8 @@ def _load_hub(name: str, flag: str) -> Any:
         raise ConfigError(
             f"{flag} {name} cannot be loaded ({_first_line(error)})",
             where=f"looked for a folder of that name, in {HF_HUB_CACHE} and on huggingface.co",
-            remedy=f"run `hf download {name}` where there is a network, or set --{flag} to a"
-            f" folder with config.json and {WEIGHTS}",
+            remedy=f"run `hf download {name}` where there is a network, or {setting} a folder"
+            f" with config.json and {WEIGHTS}",
         ) from error
 
 

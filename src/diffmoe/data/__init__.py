@@ -21,7 +21,7 @@ from diffmoe.data.fingerprint import spread
 from diffmoe.data.image_source import ImageSource
 from diffmoe.data.images import Notes, centre_crop, decode_exact, decode_image
 from diffmoe.data.latents import LatentSource
-from diffmoe.data.pictures import Pictures, open_pictures
+from diffmoe.data.pictures import Pictures, SampledPictures, open_pictures
 from diffmoe.data.source import Source, open_source
 from diffmoe.data.stream import Batch, stream
 
@@ -39,6 +39,7 @@ __all__ = [
     "Notes",
     "Origin",
     "Pictures",
+    "SampledPictures",
     "Shard",
     "Skipped",
     "Source",

@@ -2,7 +2,7 @@
 
 - Only PNG, JPEG, WebP, BMP and GIF are decoded, whatever the file is called; of an animation, the
   first frame.
-- The orientation in EXIF is applied, colour profiles are not.
+- The orientation in EXIF is applied (ADM's code does not apply it), colour profiles are not.
 - Transparency is laid on white, as most viewers show it; colours hidden below it do not appear.
 - 16-bit grey is rounded to 8 bits; CMYK, palette and greyscale become the model's channels.
 """
@@ -58,15 +58,22 @@ def decode_image(
     return pixels.permute(2, 0, 1).contiguous().div_(127.5).sub_(1)
 
 
-def decode_exact(content: bytes, name: str, index: int) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
-    """Image `index` of a set as 8-bit RGB, neither cropped nor scaled, and what it was before.
+def decode_exact(
+    content: bytes, name: str, index: int, side: int | None = None
+) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
+    """Image `index` of a set as 8-bit RGB, and what it was before.
 
-    Raises DataError naming the file and its index if it cannot be decoded or is too large.
+    Without `side` it is neither cropped nor scaled. Raises DataError naming the file and its index
+    if it cannot be decoded or is too large.
     """
     with _opened(content, name, index) as image:
         notes = _notes(image)  # before decoding, which forgets how pixels were stored
+        if side is not None:
+            _check_scaled(image.size, side)
         image.load()
         colour = _convert(_upright(image), "RGB")
+        if side is not None:
+            colour = centre_crop(colour, side)
     return torch.from_numpy(np.array(colour)).permute(2, 0, 1).contiguous(), notes
 
 

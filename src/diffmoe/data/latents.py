@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmoe.data.fingerprint import fingerprint, spread
+from diffmoe.data.pictures import class_names_of
 from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["LATENTS", "LatentSource"]
@@ -31,7 +32,8 @@ class LatentSource:
         self._check_shape(flip)
         self.labels = _labels(folder / LABELS, len(self._array))
         _check_range(self.labels, classes, folder / LABELS)
-        self.class_names = _names(folder / NAMES, classes, int(self.labels.max()) + 1)
+        used = int(self.labels.max()) + 1
+        self.class_names = class_names_of(folder / NAMES, used, classes)
         self.shape = self._array.shape[-3:]
 
     def __len__(self) -> int:
@@ -135,20 +137,3 @@ def _check_range(labels: Tensor, classes: int, path: Path) -> None:
             where=str(path),
             remedy="correct the label or set --model.num-classes",
         )
-
-
-def _names(path: Path, classes: int, used: int) -> tuple[str, ...]:
-    """The lines of a file, or the numbers of the classes where there is none."""
-    if not path.exists():
-        return tuple(str(label) for label in range(classes))
-    try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is no text", where=str(path)) from error
-    if len(names) < used:
-        raise DataError(
-            f"{path.name} names {len(names)} classes, the labels use {used}",
-            where=str(path),
-            remedy="write one name a line",
-        )
-    return names

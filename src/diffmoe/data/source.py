@@ -72,7 +72,7 @@ def _open(config: RunConfig) -> Source:
     refuse_unfinished(folder)
     if (folder / LATENTS).exists():
         return LatentSource(folder, classes=config.model.num_classes, flip=config.data.flip)
-    pictures = open_pictures(folder)
+    pictures = open_pictures(folder, subject="data.path")
     return ImageSource(pictures, channels=_image_channels(config), side=config.image_size)
 
 

@@ -43,11 +43,14 @@ from diffmoe.evaluation.sets import (
     NpzSet,
     PictureSet,
     Reference,
+    SomeImages,
     SourceSet,
+    images_of,
     npz_arrays,
     open_images,
     open_reference,
     record_of,
+    some,
     write_statistics,
 )
 
@@ -80,6 +83,7 @@ __all__ = [
     "Reference",
     "Scores",
     "SmallNetwork",
+    "SomeImages",
     "SourceSet",
     "clip_scores",
     "completed",
@@ -90,6 +94,7 @@ __all__ = [
     "frechet_bias",
     "frechet_caution",
     "frechet_distance",
+    "images_of",
     "inception_score",
     "kernel_distance",
     "load_clip",
@@ -109,6 +114,7 @@ __all__ = [
     "refuse_sizes",
     "score",
     "small_network",
+    "some",
     "train_small_network",
     "write_statistics",
 ]

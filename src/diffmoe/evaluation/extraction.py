@@ -1,5 +1,6 @@
 """Features of a set of images, part by part, and the parts added up to what metrics need."""
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffmoe.checkpoint import storage_errors
 from diffmoe.data import Notes
 from diffmoe.errors import DataError
 from diffmoe.evaluation.metrics import Estimate, InceptionScoreSums
 from diffmoe.evaluation.moments import Moments
 from diffmoe.evaluation.networks import BLOCK, FeatureNetwork
-from diffmoe.evaluation.sets import ImageSet
+from diffmoe.evaluation.sets import ImageSet, some
 
 __all__ = ["PART", "Described", "describe", "extract", "part_of"]
 
@@ -95,7 +97,7 @@ class Described:
     sha256: str  # of all pixels
     pooled: Moments
     spatial: Moments | None
-    features: Float[Tensor, "K F"]  # float32, of all images or of some evenly spread
+    features: Float[Tensor, "K F"]  # float32, of all images or of some
     inception_score: Estimate | None
     read_as: Int[Tensor, " N"] | None  # the likeliest class of each image
     duplicates: int  # images that an earlier one equals
@@ -118,7 +120,7 @@ def describe(
     Features of at most `keep` images are kept, in a file at `scratch` that is mapped: memory does
     not grow with the number of images. `score` adds up the Inception score.
     """
-    kept = np.unique(np.linspace(0, count - 1, min(keep, count)).round().astype(np.int64))
+    kept = np.array(some(count, keep), np.int64)
     sums = _Sums(count, kept, score, scratch)
     for start, part in zip(range(0, count, PART), _loaded(parts, numbers), strict=True):
         sums.add(start, part)
@@ -163,8 +165,7 @@ class _Sums:
 
     def _keep(self, start: int, pooled: Tensor) -> None:
         if self._features is None:
-            shape = (len(self._kept), pooled.shape[1])
-            self._features = np.lib.format.open_memmap(self._scratch, "w+", np.float32, shape)
+            self._features = _new_file(self._scratch, (len(self._kept), pooled.shape[1]))
         within = (self._kept >= start) & (self._kept < start + len(pooled))
         self._features[within] = pooled.numpy()[self._kept[within] - start]
 
@@ -186,6 +187,15 @@ class _Sums:
             alpha=alpha,
             converted=converted,
         )
+
+
+def _new_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A mapped file for features, with room on the disk: a hole in it would end the process."""
+    mapped = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with storage_errors("features", path), path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return mapped
 
 
 def _merged(so_far: Moments | None, features: Tensor) -> Moments:

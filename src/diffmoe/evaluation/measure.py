@@ -81,8 +81,24 @@ def measure(samples: Described, reference: Reference, network: str, fingerprint:
     if reference.features is not None:
         settings |= _neighbours(samples.features, reference.features, values)
         settings |= _kernel(kernel, samples.features, reference.features, values, deviations)
-    caution = frechet_caution(samples.pooled, reference.pooled)
-    return Measured(values, deviations, [f"{frechet} is {caution}"] if caution else [], settings)
+    cautions = [
+        f"{frechet} is {said}"
+        for said in (frechet_caution(samples.pooled, reference.pooled), _few(reference))
+        if said
+    ]
+    return Measured(values, deviations, cautions, settings)
+
+
+def _few(reference: Reference) -> str:
+    """What to say of a distance to a reference of too few images, else nothing."""
+    assert reference.pooled is not None
+    count, width = reference.count, len(reference.pooled.mean)
+    if count is None or count > width:
+        return ""
+    return (
+        f"of {width:,} features against a reference of only {count:,} images: its covariance has"
+        " directions without any variance, and the distance is too large"
+    )
 
 
 def _names(network: str, count: int, is_adm: bool) -> tuple[str, str, str]:
@@ -122,5 +138,7 @@ def _kernel(
         return {}
     subsets = 1 if size == len(samples) == len(reference) else _SUBSETS  # all would be the same
     found = kernel_distance(samples, reference, subsets=subsets, size=size)
-    _note(name, found, values, deviations)
+    values[name] = found.mean
+    if subsets > 1:
+        deviations[name] = found.deviation
     return {"subsets": subsets, "subset_size": size, "subset_seed": 2020}

@@ -58,6 +58,10 @@ class Moments:
                 "mu or sigma holds values that are not finite, or sigma is not symmetric",
                 remedy="give the statistics as they were published",
             )
+        if (covariance.diagonal() < 0).any():
+            raise DataError(
+                "sigma holds variances below 0", remedy="give the statistics as they were published"
+            )
         return cls(mean, covariance, count)
 
     @property

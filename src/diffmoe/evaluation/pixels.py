@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,12 +9,12 @@ from torch import Tensor
 from diffmoe.evaluation.extraction import PART, part_of, read_images
 from diffmoe.evaluation.frechet import principal_components
 from diffmoe.evaluation.moments import Moments
-from diffmoe.evaluation.sets import ImageSet
+from diffmoe.evaluation.sets import ImageSet, some
 
 __all__ = ["PIXEL_COMPONENTS", "PixelComponents"]
 
 PIXEL_COMPONENTS = 64
-_FITTED_ON = 4000  # images, evenly spread: the directions of more are the same
+_FITTED_ON = 4000  # images: the directions of more are the same
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class PixelComponents:
     @classmethod
     def of(cls, images: ImageSet) -> "PixelComponents":
         """The components of a set of images."""
-        few = np.linspace(0, len(images) - 1, min(_FITTED_ON, len(images))).round()
-        flat = _flat(images, sorted({int(n) for n in few}))
+        flat = _flat(images, some(len(images), _FITTED_ON))
         centre, directions = principal_components(flat, PIXEL_COMPONENTS)
         return cls(centre, directions)
 

@@ -14,7 +14,7 @@ from diffmoe.experiments.evaluation import (
 from diffmoe.experiments.pareto import Sweep, sweep
 from diffmoe.experiments.preparing import PreparedCache, prepare
 from diffmoe.experiments.report import RunReport, report
-from diffmoe.experiments.requests import request
+from diffmoe.experiments.requests import class_numbers, request, trained_classes
 from diffmoe.experiments.samples import Sampled, draw_samples, sample
 from diffmoe.experiments.speed import ROWS, Measured, bench
 
@@ -32,6 +32,7 @@ __all__ = [
     "Sweep",
     "analyze",
     "bench",
+    "class_numbers",
     "compare",
     "convert",
     "demo",
@@ -44,4 +45,5 @@ __all__ = [
     "request",
     "sample",
     "sweep",
+    "trained_classes",
 ]

@@ -1,6 +1,7 @@
 """A run made ready to draw from, and drawn from: what sampling and reporting have in common."""
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from diffmoe.checkpoint import LoadedRun, RunFolder, claimed_manifest, load
 from diffmoe.codec import Codec, build_codec
 from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
-from diffmoe.device import resolve_device
+from diffmoe.device import machine_of, resolve_device
 from diffmoe.errors import ConfigError
 from diffmoe.sampling import (
     Calibration,
@@ -69,7 +70,9 @@ class Wanted:
         if capture:
             refuse_capture(place)
         numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
-        return cls(Path(path), config, *numbers, place, capture, build_codec(config.codec, place))
+        noting = f"note with `diffmoe train {shlex.quote(str(path))} --codec.path NEW` where it is:"
+        codec = build_codec(config.codec, place, setting=noting)
+        return cls(Path(path), config, *numbers, place, capture, codec)
 
     @property
     def claimed_stamp(self) -> dict[str, Any] | None:
@@ -86,7 +89,8 @@ class Wanted:
     def stamp(self, origin: Origin) -> dict[str, Any]:
         """How images of these weights are made, but for their calibration."""
         count, decoder = len(self.labels), self.codec.identity
-        return stamp(origin, self.config.sampling, images=count, decoder=decoder)
+        settings, machine = self.config.sampling, machine_of(self.device)
+        return stamp(origin, settings, images=count, decoder=decoder, machine=machine)
 
     def ready(self, progress: bool = False) -> "Drawing":
         """The same with the weights read.

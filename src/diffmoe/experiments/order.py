@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from diffmoe.checkpoint import RunFolder, refuse_foreign_parts
-from diffmoe.config import AutoencoderCodec, SamplingConfig
+from diffmoe.config import AutoencoderCodec
 from diffmoe.errors import StorageError
 from diffmoe.experiments.draw import Wanted
-from diffmoe.sampling import Output, refuse_unwritable, sweep_asides
+from diffmoe.sampling import MACHINE, Output, decisive_settings, refuse_unwritable, sweep_asides
 
 __all__ = ["Order"]
 
 # Of a stamp: a run may be renamed, an autoencoder moved; thresholds follow from the rest.
-_MAY_DIFFER = ("run", "codec", "calibration")
+# What was begun on one machine may be finished on another, though its last bits may be others.
+_MAY_DIFFER = ("run", "codec", "calibration", *MACHINE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Order:
         """All that the images depend on, and their format."""
         facts = {name: value for name, value in self.stamp.items() if name not in _MAY_DIFFER}
         return facts | {
-            "sampling": _that_matter(self.wanted.config.sampling),
+            "sampling": decisive_settings(self.wanted.config.sampling),
             "format": self.output.name,
             "labels": _digest(self.wanted.labels),
             "seeds": _digest(self.wanted.seeds),
@@ -99,14 +100,6 @@ class Order:
                 where=str(self.target),
                 remedy="make room, choose another place or draw fewer",
             )
-
-
-def _that_matter(settings: SamplingConfig) -> dict[str, Any]:
-    """The settings that change an image: the batch does where images know of each other."""
-    asked = asdict(settings)
-    if settings.selection != "pool" and not settings.shared_step:
-        del asked["batch"]
-    return asked
 
 
 def _digest(numbers: Sequence[int]) -> str:

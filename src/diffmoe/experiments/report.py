@@ -13,6 +13,7 @@ from diffmoe.errors import ConfigError
 from diffmoe.evaluation import Scores
 from diffmoe.experiments.draw import Drawing, config_of
 from diffmoe.experiments.page import write_page
+from diffmoe.experiments.requests import trained_classes
 from diffmoe.experiments.scoring import Reference, score_samples
 from diffmoe.sampling import balanced_labels, refuse_unwritable
 
@@ -68,7 +69,7 @@ def report(
     refuse_report(count)
     config = config_of(path)
     settings = settings or config.sampling
-    labels = balanced_labels(count, config.model.num_classes)
+    labels = balanced_labels(count, trained_classes(path, config.model.num_classes))
     seeds = range(first_seed, first_seed + count)
     drawing = Drawing.prepare(path, labels, seeds, settings, device, progress)
     refuse_unwritable(drawing.run.folder.path, "report.html")

@@ -1,7 +1,8 @@
 """Draw images from a run, in parts that any number of processes share, and write them."""
 
+import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,14 @@ from diffmoe.device import is_first_process
 from diffmoe.errors import StoppedError
 from diffmoe.experiments.draw import Drawing, Wanted
 from diffmoe.experiments.order import Order
-from diffmoe.sampling import DrawnPart, ImageRequest, Prepared, output_of
+from diffmoe.sampling import MACHINE, DrawnPart, ImageRequest, Prepared, output_of
 
 __all__ = ["Sampled", "draw_samples", "sample"]
 
 _LOG = logging.getLogger(__name__)
 _PART = 128  # images of a part, about
-_TRACE = "trace.safetensors"
+_LAYOUT = 2  # of what lies in a part: those of another are not gone on with
+_TRACE, _DRAWN_BY = "trace.safetensors", "machine.json"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class _Work:
     def key(self) -> dict[str, Any]:
         """All that the parts depend on."""
         found = {"calibration": self.drawing.stamp.get("calibration")}
-        return self.order.key | found | {"part_images": self.size}
+        return self.order.key | found | {"part_images": self.size, "part_layout": _LAYOUT}
 
     def images_of(self, part: int) -> range:
         """The numbers of the images of a part."""
@@ -165,6 +167,7 @@ class _Work:
             found.append(self.drawing.decoded(latents))
             bar.update(len(latents))
         self.order.output.write_part(aside, torch.cat(found), images, self.asked)
+        (aside / _DRAWN_BY).write_text(json.dumps(_machine(self.drawing.stamp)))
         if trace is not None:
             save_file(trace.tensors, aside / _TRACE)
 
@@ -178,7 +181,8 @@ class _Work:
     def _assemble(self, parts: Parts) -> None:
         drawn = [DrawnPart(parts.path(part), self.images_of(part)) for part in range(parts.count)]
         facts = self._capacity(drawn)
-        said = self.drawing.stamp | facts | {"labels": self.law, "request": self.order.name}
+        made = _drawn_by(self.drawing.stamp, drawn)
+        said = made | facts | {"labels": self.law, "request": self.order.name}
         self.order.output.assemble(self.order.target, drawn, self.asked, said)
 
     def _capacity(self, parts: Sequence[DrawnPart]) -> dict[str, float]:
@@ -189,6 +193,25 @@ class _Work:
         for file in files:
             trace.add(CapacityTrace.of_tensors(load_file(file)))
         return _told(trace, self.drawing.settings)
+
+
+def _machine(stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stamp says of the machine."""
+    return {name: stamp[name] for name in MACHINE if name in stamp}
+
+
+def _drawn_by(stamp: dict[str, Any], parts: Sequence[DrawnPart]) -> dict[str, Any]:
+    """A stamp with the machine that drew the parts, which need not be the one that ends the work.
+
+    Where several did they are listed as `machines`.
+    """
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        machine = json.loads((part.folder / _DRAWN_BY).read_text())
+        if machine not in found:
+            found.append(machine)
+    rest = {name: value for name, value in stamp.items() if name not in MACHINE}
+    return rest | (found[0] if len(found) == 1 else {"machines": found})
 
 
 def _told(trace: CapacityTrace, settings: SamplingConfig) -> dict[str, float]:

@@ -11,6 +11,7 @@ from diffmoe.sampling.output import (
     ImageRequest,
     Output,
     contact_sheet,
+    is_as_recorded,
     output_of,
     refuse_place,
     refuse_unmovable,
@@ -18,14 +19,15 @@ from diffmoe.sampling.output import (
     sweep_asides,
     to_picture,
 )
-from diffmoe.sampling.policy import sampling_plan
+from diffmoe.sampling.policy import decisive_settings, sampling_plan
 from diffmoe.sampling.requests import balanced_labels, check_request, random_labels
 from diffmoe.sampling.solvers import Evaluation, Solver, build_solver, evaluations
-from diffmoe.sampling.stamp import Origin, stamp
+from diffmoe.sampling.stamp import MACHINE, Origin, stamp
 from diffmoe.sampling.thresholds import Calibration, find_thresholds
 
 __all__ = [
     "FORMATS",
+    "MACHINE",
     "Calibration",
     "Captured",
     "Demand",
@@ -42,11 +44,13 @@ __all__ = [
     "calibrate",
     "check_request",
     "contact_sheet",
+    "decisive_settings",
     "decode",
     "evaluations",
     "find_thresholds",
     "generate",
     "guided",
+    "is_as_recorded",
     "output_of",
     "random_labels",
     "refuse_capture",

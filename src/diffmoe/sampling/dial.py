@@ -13,6 +13,7 @@ import torch
 from diffmoe.checkpoint import LoadedRun, write_text
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import StorageError
+from diffmoe.sampling.policy import decisive_settings
 from diffmoe.sampling.thresholds import Calibration, asked_capacity, find_thresholds
 
 __all__ = ["calibrate"]
@@ -32,17 +33,19 @@ def calibrate(run: LoadedRun, settings: SamplingConfig, *, progress: bool = Fals
     kept = _read(place, key, (len(run.model.moe_layers), run.config.model.router.num_experts))
     if kept is not None:
         return kept
-    found = find_thresholds(run.model, run.config, settings, progress=progress)
+    found = find_thresholds(
+        run.model, run.config, settings, classes=run.trained_classes, progress=progress
+    )
     _keep(place, key, found)
     return found
 
 
 def _key(run: LoadedRun, settings: SamplingConfig) -> dict[str, Any]:
     """What thresholds depend on: the weights, and all settings that change an image."""
-    asked = asdict(settings)
-    if settings.selection != "pool" and not settings.shared_step:
-        del asked["batch"]  # images know nothing of each other
-    return {"weights_sha256": run.fingerprint, "step": run.step, "sampling": asked}
+    decisive = decisive_settings(settings)
+    key = {"weights_sha256": run.fingerprint, "step": run.step, "sampling": decisive}
+    is_partly_trained = run.trained_classes < run.config.model.num_classes
+    return key | ({"classes": run.trained_classes} if is_partly_trained else {})
 
 
 def _name(settings: SamplingConfig, key: dict[str, Any]) -> str:

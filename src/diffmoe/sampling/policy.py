@@ -1,5 +1,8 @@
 """How many rows each expert takes while sampling: from settings to a routing plan."""
 
+from dataclasses import asdict
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -8,7 +11,15 @@ from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
 from diffmoe.model import DiT, RoutingPlan
 
-__all__ = ["sampling_plan"]
+__all__ = ["decisive_settings", "sampling_plan"]
+
+
+def decisive_settings(settings: SamplingConfig) -> dict[str, Any]:
+    """The settings that change an image: the batch does where images know of each other."""
+    decisive = asdict(settings)
+    if settings.selection != "pool" and not settings.shared_step:
+        del decisive["batch"]
+    return decisive
 
 
 def sampling_plan(

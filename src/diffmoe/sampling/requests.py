@@ -22,13 +22,17 @@ def check_request(config: RunConfig, labels: Sequence[int], seeds: Sequence[int]
         raise ConfigError("no images are asked for", remedy="give at least one label and seed")
     if len(labels) != len(seeds):
         raise ConfigError(
-            f"{len(labels)} labels and {len(seeds)} seeds do not pair up",
+            f"{_counted(len(labels), 'label')} and {_counted(len(seeds), 'seed')} do not pair up",
             remedy="give one seed for each label",
         )
     if not _all_within(labels, classes):
         _refuse_labels(labels, classes)
     if not _all_within(seeds, 2**63):
         _refuse_seeds(seeds)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _all_within(values: Sequence[int], stop: int) -> bool:
@@ -83,7 +87,8 @@ def random_labels(seeds: Sequence[int], classes: int) -> list[int]:
 
 def _check_count(count: int) -> None:
     if not 1 <= count <= _MOST_IMAGES:
+        more = "draw more in several calls, each with seeds of its own"
         raise ConfigError(
             f"count {count} is not in [1, {_MOST_IMAGES}]",
-            remedy="draw more in several calls, each with seeds of its own",
+            remedy=more if count > 0 else "draw at least one",
         )

@@ -1,5 +1,6 @@
 """What must stand beside every number and image: how it was made."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -7,10 +8,13 @@ from typing import Any, Protocol
 import torch
 
 from diffmoe.checkpoint import RunFolder
-from diffmoe.config import RunConfig, SamplingConfig
+from diffmoe.config import AutoencoderCodec, RunConfig, SamplingConfig
 from diffmoe.sampling.solvers import evaluations
 
-__all__ = ["Origin", "stamp"]
+__all__ = ["MACHINE", "Origin", "stamp"]
+
+# Of a stamp: what computed the images. Elsewhere their last bits may be others.
+MACHINE = ("device", "device_name", "numpy", "pillow", "diffusers")
 
 
 class Origin(Protocol):
@@ -47,12 +51,14 @@ def stamp(
     *,
     images: int | None = None,
     decoder: str | None = None,
+    machine: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Weights, settings and versions of a sampling run of `images` images.
 
     `pool_images` is how many images competed, None where none did: what the settings leave open
     depends on the batch and on how many images were asked for. The last pool holds what is left.
-    `trained_on` names codec and data of the training, `decoder` the codec that made the pixels.
+    `trained_on` names codec and data of the training, `decoder` the codec that made the pixels,
+    `machine` the device, see `machine_of`.
     """
     return {
         "run": run.folder.path.resolve().name,
@@ -69,7 +75,15 @@ def stamp(
         "decoder": decoder,
         "diffmoe": version("diffmoe"),
         "torch": torch.__version__,
+        **_libraries(run.config),
+        **(machine or {}),
     }
+
+
+def _libraries(config: RunConfig) -> dict[str, str]:
+    """Versions of the other libraries that pixels pass through."""
+    decoding = ["diffusers"] if isinstance(config.codec, AutoencoderCodec) else []
+    return {name: version(name) for name in ("numpy", "pillow", *decoding)}
 
 
 def _thresholds(config: RunConfig, settings: SamplingConfig) -> str | float | None:

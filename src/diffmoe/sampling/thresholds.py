@@ -57,16 +57,22 @@ def asked_capacity(settings: SamplingConfig) -> float:
 
 
 def find_thresholds(
-    model: DiT, config: RunConfig, settings: SamplingConfig, *, progress: bool = False
+    model: DiT,
+    config: RunConfig,
+    settings: SamplingConfig,
+    *,
+    classes: int | None = None,
+    progress: bool = False,
 ) -> Calibration:
     """Thresholds that make `settings` realise the capacity they ask for, over all classes.
 
+    Where only the first `classes` of the model were trained, they are all that is sampled.
     Fresh images, twice as many each time, correct them until the average is known to 0.75 % and
     agrees as nearly as that lets one tell, or the next would be more than 8,192. Raises ConfigError
     where no capacity is asked for, or the model's tracked thresholds were never measured.
     """
-    search = _Search(model, config, settings, progress)
-    classes = config.model.num_classes
+    classes = config.model.num_classes if classes is None else classes
+    search = _Search(model, config, settings, classes, progress)
     count = _IMAGES if classes > _IMAGES else -(-_IMAGES // classes) * classes  # each as often
     offset, first = search.settled(range(count)), count
     while True:  # fresh images each time, so that their capacity is not what they were fitted to
@@ -104,14 +110,18 @@ class _Search:
     """Samples of one model and settings, drawn again under other thresholds."""
 
     def __init__(
-        self, model: DiT, config: RunConfig, settings: SamplingConfig, progress: bool
+        self,
+        model: DiT,
+        config: RunConfig,
+        settings: SamplingConfig,
+        classes: int,
+        progress: bool,
     ) -> None:
         self.model, self.settings, self.progress = model, settings, progress
         self.config = replace(config, sampling=settings)
         self.asked, self.level = asked_capacity(settings), settings.capacity_level
         self.passes = 0
         self.spread = 0.0  # standard deviation of capacity between the images of the last pass
-        classes = config.model.num_classes
         self._order = permutation(0, "calibration", classes).tolist()
         tracked = RoutingPlan(selection=settings.selection, policy="ema")
         for layer in model.moe_layers:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CACHE, LABELS = "cache.json", "labels.npy"
-FORMAT, VERSION = "diffmoe latent cache", 1
+FORMAT, VERSION = "diffmoe latent cache", 2
 CROP = "ADM centre crop"  # the only one there is; a reader of the file may want to know
 AGAIN = "run the `diffmoe prepare` that made it again: it makes anew what is damaged"
 _UNFINISHED = ".parts"  # ends the name of the folder in which a cache is made
@@ -66,7 +66,8 @@ class Shard:
     file: str
     images: int
     bytes: int
-    sha256: str
+    sha256: str  # of the file
+    table: str  # sha256 of all but the posteriors, which is quick to verify
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def read_record(folder: Path) -> CacheRecord:
         raise DataError(
             f"{CACHE} is of version {content.get('version')!r:.20}, this diffmoe reads {VERSION}",
             where=str(place),
-            remedy="use the diffmoe that wrote it, or prepare the images again",
+            remedy="use the diffmoe that wrote it, or remove it and prepare the images again",
         )
     return _structured(content, place)
 

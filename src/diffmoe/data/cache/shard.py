@@ -1,5 +1,8 @@
 """A file of posteriors: written with a checksum for each, read one by one and checked.
 
+The checksums lie in the file, and a digest of them in the record of the cache: a file of another
+cache, or one in the place of another, is noticed when the cache is opened.
+
 Posteriors are read with `pread` and not through a mapping: a file cut short or a disk that fails
 is an error then, while a mapping would kill the process.
 """
@@ -20,13 +23,14 @@ from jaxtyping import Float
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from diffmoe.data.cache.record import AGAIN, CacheRecord, Shard
+from diffmoe.data.cache.record import AGAIN, CACHE, CacheRecord, Shard
 from diffmoe.errors import DataError
 
 __all__ = ["Shards", "write_shard"]
 
 _DTYPES = {"float32": "F32", "float16": "F16"}  # numpy's names to those in a file
 _LENGTH = 8  # bytes that say how long the header is
+_SMALL = ("crc32", "index", "labels")  # tensors beside the posteriors
 _MOST_OPEN = 128  # files: a process may have a thousand or so
 
 
@@ -45,7 +49,8 @@ def write_shard(path: Path, moments: np.ndarray, labels: np.ndarray, index: np.n
     path.chmod(0o644)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, len(moments), path.stat().st_size, digest)
+    size = path.stat().st_size
+    return Shard(path.name, len(moments), size, digest, _Table.read(_File(path), size).digest)
 
 
 class _Layout(NamedTuple):
@@ -53,6 +58,35 @@ class _Layout(NamedTuple):
 
     first: int  # byte
     sums: np.ndarray  # (n, mirrors)
+
+
+class _Table(NamedTuple):
+    """All of a shard but its posteriors."""
+
+    header: bytes
+    entries: dict[str, dict[str, Any]]  # of the header: dtype, shape and place of each tensor
+    first: int  # byte of the file from which places count
+    parts: dict[str, bytes]  # contents by the names in `_SMALL`
+
+    @classmethod
+    def read(cls, file: "_File", size: int) -> "_Table":
+        """That of a file; raises ValueError or the like if its header is damaged."""
+        length = int.from_bytes(file.read(0, _LENGTH), "little")
+        if length > size:
+            raise ValueError("the header is longer than the file")
+        header = file.read(_LENGTH, length)
+        entries, first = json.loads(header), _LENGTH + length
+        places = [(name, *entries[name]["data_offsets"]) for name in _SMALL]
+        parts = {name: file.read(first + begin, end - begin) for name, begin, end in places}
+        return cls(header, entries, first, parts)
+
+    @property
+    def digest(self) -> str:
+        """What tells the shard from any other: its posteriors count by their checksums."""
+        total = hashlib.sha256(self.header)
+        for part in self.parts.values():
+            total.update(part)
+        return total.hexdigest()
 
 
 class _File:
@@ -94,6 +128,14 @@ class Shards:
                 what = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
                 raise DataError(f"{shard.file} {what}", where=str(place), remedy=AGAIN)
 
+    def refuse_foreign(self) -> None:
+        """Raise DataError for a shard that is not the one which was written in its place."""
+        for number, shard in enumerate(self._record.shards):
+            try:
+                self._layout(number, _File(self._folder / shard.file))
+            except OSError as error:
+                raise self._damage(number, None, error.strerror or str(error)) from error
+
     def read(self, index: int, mirror: bool) -> Float[Tensor, "2 C h w"]:
         """The posterior of an image or of its mirror image; raises DataError if it is damaged."""
         number = bisect_right(self._ends, index)
@@ -129,18 +171,20 @@ class Shards:
 
     def _read_layout(self, number: int, file: _File) -> _Layout:
         shard, record = self._record.shards[number], self._record
-        length = int.from_bytes(file.read(0, _LENGTH), "little")
-        if length > shard.bytes:
-            raise ValueError("the header is longer than the file")
-        header, start = json.loads(file.read(_LENGTH, length)), _LENGTH + length
-        places = {name: header[name]["data_offsets"] for name in ("moments", "crc32")}
+        table = _Table.read(file, shard.bytes)
         expected = [shard.images, record.mirrors, *record.block]
-        moments = header["moments"]
+        moments = table.entries["moments"]
         if (moments["shape"], moments["dtype"]) != (expected, _DTYPES[record.dtype]):
             raise ValueError("the posteriors have another shape")
-        first, last = places["crc32"]
-        sums = np.frombuffer(file.read(start + first, last - first), "<u4")
-        return _Layout(start + places["moments"][0], sums.reshape(expected[:2]))
+        if table.digest != shard.table:
+            raise DataError(
+                f"{shard.file} is damaged, or another shard lies in its place: its checksums are"
+                f" not those that {CACHE} names",
+                where=str(self._folder / shard.file),
+                remedy=AGAIN,
+            )
+        sums = np.frombuffer(table.parts["crc32"], "<u4")
+        return _Layout(table.first + moments["data_offsets"][0], sums.reshape(expected[:2]))
 
     def _damage(self, number: int, index: int | None, why: str) -> DataError:
         file = self._record.shards[number].file

@@ -26,6 +26,7 @@ class CacheSource:
         self.record = read_record(folder)
         self._shards = Shards(folder, self.record)
         self._shards.refuse_incomplete()
+        self._shards.refuse_foreign()
         self.labels = read_labels(folder, self.record)
         self.class_names = self.record.class_names
         self.shape = (3, self.record.side, self.record.side)  # of the images

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from diffmoe.data.pictures.members import Member, RefusedMember, read_member, ta
 from diffmoe.data.pictures.names import Names, printable
 from diffmoe.data.pictures.pictures import (
     HEAD,
-    fingerprint_of,
+    NamedPictures,
     is_picture,
     no_classes,
     no_pictures,
@@ -36,8 +35,12 @@ class Found(NamedTuple):
     class_names: tuple[str, ...]
 
 
-class ArchivePictures:
-    """Members of one archive or of several, which hold no file open between two reads."""
+class ArchivePictures(NamedPictures):
+    """Members of one archive or of several, which hold no file open between two reads.
+
+    Their fingerprint is that of the folder which was packed: folders common to all names do not
+    count.
+    """
 
     def __init__(self, archives: Sequence[Path], found: Found) -> None:
         self._archives = tuple(archives)
@@ -49,15 +52,6 @@ class ArchivePictures:
     def __len__(self) -> int:
         return len(self._names)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of labels, of all names with their sizes, and of a few pictures.
-
-        It is that of the folder which was packed: folders common to all names do not count. A
-        picture that cannot be read counts as empty.
-        """
-        return fingerprint_of(self.labels, self._names, self._table["size"], self._head)
-
     def name(self, index: int) -> str:
         """The archive and the name of a picture in it."""
         return f"{self._archive(index)}:{printable(self._inside[index])}"
@@ -68,6 +62,13 @@ class ArchivePictures:
             return read_member(self._archive(index), self._member(index))
         except (OSError, RefusedMember) as error:
             raise unreadable(index, self.name(index), error) from error
+
+    def _named(self, images: range) -> Iterable[str]:
+        return (self._names[index] for index in images)
+
+    def _sizes(self, images: range) -> np.ndarray:
+        sizes: np.ndarray = self._table["size"][images.start : images.stop]
+        return sizes
 
     def _archive(self, index: int) -> Path:
         return self._archives[self._table[index]["archive"]]

@@ -1,8 +1,7 @@
 """Pictures in a folder: one sub-folder for each class, numbered in the order of their names."""
 
 import os
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from diffmoe.data.images import unreadable
 from diffmoe.data.pictures.names import Names, printable
 from diffmoe.data.pictures.pictures import (
     HEAD,
-    fingerprint_of,
+    NamedPictures,
     is_picture,
     no_classes,
     no_pictures,
@@ -33,7 +32,7 @@ class Listing(NamedTuple):
     class_names: tuple[str, ...]
 
 
-class FolderPictures:
+class FolderPictures(NamedPictures):
     """The files of a listing."""
 
     def __init__(self, folder: Path, found: Listing) -> None:
@@ -42,15 +41,6 @@ class FolderPictures:
 
     def __len__(self) -> int:
         return len(self._paths)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of labels, of all paths below the folder with their sizes, and of a few files.
-
-        A file that cannot be read counts as empty here: its error is due when it is a sample.
-        """
-        sizes = np.array([_size(f"{self._folder}/{path}") for path in self._paths])
-        return fingerprint_of(self.labels, self._paths, sizes, self._head)
 
     def name(self, index: int) -> str:
         """The path of a picture."""
@@ -62,6 +52,13 @@ class FolderPictures:
             return self._path(index).read_bytes()
         except OSError as error:
             raise unreadable(index, self.name(index), error) from error
+
+    def _named(self, images: range) -> Iterable[str]:
+        return (self._paths[index] for index in images)
+
+    def _sizes(self, images: range) -> np.ndarray:
+        found = [_size(f"{self._folder}/{path}") for path in self._named(images)]
+        return np.array(found, dtype=np.int64)
 
     def _path(self, index: int) -> Path:
         return self._folder / self._paths[index]

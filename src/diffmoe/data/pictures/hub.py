@@ -1,7 +1,6 @@
 """Data sets of Hugging Face on disk: what `save_to_disk` wrote, or the parquet files of the hub."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,19 @@ from torch import Tensor
 
 from diffmoe.data.fingerprint import fingerprint, spread
 from diffmoe.data.images import unreadable
+from diffmoe.data.pictures.hub_files import datasets_package, load_rows
 from diffmoe.data.pictures.names import printable
-from diffmoe.data.pictures.pictures import HEAD, MOST_CLASSES, no_pictures, numbered
-from diffmoe.errors import ConfigError, DataError, DiffMoEError
+from diffmoe.data.pictures.pictures import (
+    HEAD,
+    MOST_CLASSES,
+    known_labels,
+    no_pictures,
+    numbered,
+)
+from diffmoe.errors import DataError, DiffMoEError
 
-__all__ = ["HubPictures", "is_saved", "parquet_files"]
+__all__ = ["HubPictures"]
 
-_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
-_SPLIT = re.compile(r"(.+)-\d+-of-\d+(-.*)?\.parquet")  # as the hub calls the files of a split
 _LABELS = ("label", "labels", "cls")
 
 
@@ -33,13 +37,13 @@ class HubPictures:
 
     def __init__(self, place: Path, files: Sequence[Path] = (), *, labelled: bool) -> None:
         self._place = place
-        rows = _load(place, files)
+        rows = load_rows(place, files)
         self._column = _image_column(place, rows)
         if not len(rows):
             raise no_pictures(str(place), labelled)
         self.labels, self.class_names = _labels(place, rows, labelled)
         undecoded = rows.with_format(None).select_columns([self._column])
-        self._rows = undecoded.cast_column(self._column, _datasets().Image(decode=False))
+        self._rows = undecoded.cast_column(self._column, datasets_package().Image(decode=False))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,8 +51,30 @@ class HubPictures:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of labels and of a few pictures; one that cannot be read counts as empty."""
-        known = torch.full((len(self),), -1) if self.labels is None else self.labels
+        known = known_labels(self.labels, len(self))
         return fingerprint("images", known, *map(self._head, spread(len(self))))
+
+    @property
+    def listing(self) -> str:
+        """Hash of labels: rows have no names that would outlive another writing of the set."""
+        return fingerprint("images", known_labels(self.labels, len(self)))
+
+    def state(self, images: range, few: Iterable[int]) -> str:
+        """Hash of labels, of the sizes of pictures that lie in the rows, and of how a few begin."""
+        known = known_labels(self.labels, len(self))[images.start : images.stop]
+        return fingerprint("images", known, self._sizes(images), *map(self._head, few))
+
+    def _sizes(self, images: range) -> bytes:
+        """Sizes as the table tells them; nothing if it is damaged, as then reading a row fails."""
+        from pyarrow import compute  # type: ignore[import-untyped]
+
+        try:
+            rows = self._rows.with_format("arrow")[images.start : images.stop]
+            inside = compute.struct_field(rows.column(self._column), "bytes")
+            sizes = compute.fill_null(compute.binary_length(inside), -1)
+            return bytes(sizes.to_numpy().astype("<i8").tobytes())
+        except Exception:  # damaged tables raise nearly anything
+            return b""
 
     def name(self, index: int) -> str:
         """The data set and the row."""
@@ -85,77 +111,8 @@ class HubPictures:
             return b""
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`, be it damaged since."""
-    return any((folder / name).exists() for name in _SAVED)
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """The parquet files of a folder or of its sub-folder `data`; of splits, those of `train`.
-
-    Raises DataError if there are several splits and none is called `train`.
-    """
-    files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
-    splits = {path: _split_of(path) for path in files}
-    if "train" in splits.values():
-        return [path for path, split in splits.items() if split == "train"]
-    named = {split for split in splits.values() if split}
-    if len(named) > 1:
-        raise _no_train(folder, sorted(named))
-    return files
-
-
-def _split_of(path: Path) -> str:
-    """The split a file belongs to; empty if its name tells none."""
-    match = _SPLIT.fullmatch(path.name)
-    return match[1] if match else path.stem if path.stem == "train" else ""
-
-
-def _no_train(folder: Path, splits: Sequence[str]) -> DataError:
-    return DataError(
-        f"the data set has no split `train`, only {', '.join(sorted(splits))}",
-        where=str(folder),
-        remedy="give the folder or file of one of them",
-    )
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError(
-            "a data set of Hugging Face is read by the package datasets, which is not installed",
-            remedy="pip install 'diffmoe[data]'",
-        ) from error
-    return datasets
-
-
-def _load(place: Path, files: Sequence[Path]) -> Any:
-    """The rows of a data set."""
-    datasets = _datasets()
-    try:
-        if files:
-            return datasets.Dataset.from_parquet([str(path) for path in files])
-        found = datasets.load_from_disk(str(place))
-    except Exception as error:  # damaged tables raise nearly anything
-        raise DataError(
-            f"the data set cannot be read ({_first_line(error)})",
-            where=str(place),
-            remedy="copy or save it again",
-        ) from error
-    if not isinstance(found, dict):
-        return found
-    if "train" not in found:
-        raise _no_train(place, list(found))
-    return found["train"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _image_column(place: Path, rows: Any) -> str:
-    image = _datasets().Image
+    image = datasets_package().Image
     for name, feature in rows.features.items():
         if isinstance(feature, image):
             return str(name)
@@ -192,7 +149,7 @@ def _labels(
 
 def _label_column(rows: Any) -> str | None:
     """The column of labels, None if there is none."""
-    classes = [n for n, f in rows.features.items() if isinstance(f, _datasets().ClassLabel)]
+    classes = [n for n, f in rows.features.items() if isinstance(f, datasets_package().ClassLabel)]
     integers = [n for n, f in rows.features.items() if "int" in str(getattr(f, "dtype", ""))]
     known = [name for name in _LABELS if name in integers]
     first = [name for name in classes + known if name == _LABELS[0]]

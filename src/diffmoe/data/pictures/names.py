@@ -36,10 +36,10 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def class_names_of(path: Path, used: int) -> tuple[str, ...]:
-    """The lines of a file, or the numbers of the `used` classes where there is none."""
+def class_names_of(path: Path, used: int, classes: int | None = None) -> tuple[str, ...]:
+    """The lines of a file, at least `used`; the numbers of all classes where there is none."""
     if not path.exists():
-        return tuple(str(label) for label in range(used))
+        return tuple(str(label) for label in range(used if classes is None else classes))
     try:
         names = tuple(path.read_text(encoding="utf-8").splitlines())
     except UnicodeDecodeError as error:

@@ -1,6 +1,14 @@
 """Sets of images to evaluate, and what is known of a set to evaluate against."""
 
-from diffmoe.evaluation.sets.images import ImageSet, PictureSet, SourceSet, open_images
+from diffmoe.evaluation.sets.images import (
+    ImageSet,
+    PictureSet,
+    SomeImages,
+    SourceSet,
+    images_of,
+    open_images,
+    some,
+)
 from diffmoe.evaluation.sets.npz import NpzSet, npz_arrays
 from diffmoe.evaluation.sets.record import record_of
 from diffmoe.evaluation.sets.reference import (
@@ -16,10 +24,13 @@ __all__ = [
     "NpzSet",
     "PictureSet",
     "Reference",
+    "SomeImages",
     "SourceSet",
+    "images_of",
     "npz_arrays",
     "open_images",
     "open_reference",
     "record_of",
+    "some",
     "write_statistics",
 ]

@@ -1,5 +1,6 @@
 """Sets of 8-bit RGB images, wherever they lie."""
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -9,18 +10,20 @@ from torch import Tensor
 from diffmoe.codec import to_uint8
 from diffmoe.data import (
     CacheSource,
+    ImageSource,
     Notes,
     Pictures,
     Source,
     decode_exact,
-    decode_image,
     open_pictures,
 )
 from diffmoe.errors import ConfigError, DataError
 from diffmoe.evaluation.sets.npz import NpzSet
+from diffmoe.randomness import permutation
 
-__all__ = ["ImageSet", "PictureSet", "SourceSet", "open_images"]
+__all__ = ["ImageSet", "PictureSet", "SomeImages", "SourceSet", "images_of", "open_images", "some"]
 
+_COLOURS = 3
 _AS_IT_IS = Notes(grey=False, alpha=False, converted=False)
 _GREY = Notes(grey=True, alpha=False, converted=False)
 
@@ -58,8 +61,8 @@ class PictureSet:
 
     @property
     def fingerprint(self) -> str:
-        """That of the pictures, and the crop."""
-        return f"{self._pictures.fingerprint} crop {self._crop}"
+        """That of the pictures, when and how large their files were written, and the crop."""
+        return f"{self._pictures.fingerprint} {_state(Path(self.place))} crop {self._crop}"
 
     def name(self, index: int) -> str:
         """Where a picture lies."""
@@ -68,22 +71,23 @@ class PictureSet:
     def read(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
         """One image; raises DataError naming its file."""
         content, name = self._pictures.read(index), self._pictures.name(index)
-        if self._crop is None:
-            return decode_exact(content, name, index)
-        cropped = decode_image(content, name, index, channels=3, side=self._crop)
-        return to_uint8(cropped[None])[0], _AS_IT_IS
+        return decode_exact(content, name, index, self._crop)
+
+
+def _state(place: Path) -> str:
+    """A hash of the sizes and times of all files at a place: a changed one changes it."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        found = file.stat()
+        digest.update(f"{file.relative_to(place)} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 class SourceSet:
-    """The images a run was trained on, as the model saw them."""
+    """Images a run was trained on, as the model saw them."""
 
     def __init__(self, source: Source, place: str) -> None:
-        if source.encoded or isinstance(source, CacheSource):
-            raise ConfigError(
-                "the run was trained on latents, which are no images to compare with",
-                where=place,
-                remedy="give --reference: images, an .npz or statistics",
-            )
         self._source = source
         self.labels, self.class_names, self.place = source.labels, source.class_names, place
 
@@ -103,6 +107,52 @@ class SourceSet:
         """One image."""
         pixels = to_uint8(self._source.load(index, flip=False)[None])[0]
         return pixels.expand(3, -1, -1).contiguous(), _GREY if len(pixels) == 1 else _AS_IT_IS
+
+
+class SomeImages:
+    """Some images of a set, in its order, drawn by a seed: files often lie class by class."""
+
+    def __init__(self, images: ImageSet, count: int) -> None:
+        self._images, self._numbers = images, some(len(images), count)
+        self.labels = None if images.labels is None else images.labels[self._numbers]
+        self.class_names, self.place = images.class_names, images.place
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the set, and how many."""
+        return f"{self._images.fingerprint} of which {len(self)}"
+
+    def name(self, index: int) -> str:
+        """Where an image lies, for messages."""
+        return self._images.name(self._numbers[index])
+
+    def read(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Notes]:
+        """One image, and what it was before."""
+        return self._images.read(self._numbers[index])
+
+
+def some(count: int, most: int) -> list[int]:
+    """The numbers of at most `most` of `count` images, drawn by a seed, in their order.
+
+    Evenly spread ones would all be of one class where classes have their turn.
+    """
+    return sorted(permutation(0, "some images", count)[:most].tolist())
+
+
+def images_of(source: Source, place: str) -> ImageSet:
+    """The images a run was trained on; raises ConfigError if it was trained on latents."""
+    if source.encoded or isinstance(source, CacheSource):
+        raise ConfigError(
+            "the run was trained on latents, which are no images to compare with",
+            where=place,
+            remedy="give --reference: images, an .npz or statistics",
+        )
+    if isinstance(source, ImageSource) and source.shape[0] == _COLOURS:
+        return PictureSet(source.pictures, place, crop=source.shape[1])  # tells what they were
+    return SourceSet(source, place)
 
 
 def open_images(path: Path, crop: int | None = None) -> ImageSet:

@@ -1,11 +1,12 @@
 """The `.npz` files of the ADM protocol: images as `arr_0`, their labels as `arr_1`."""
 
 import hashlib
+import math
 import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from diffmoe.data import Notes, spread
+from diffmoe.data import Notes
 from diffmoe.errors import DataError
 
 __all__ = ["IMAGES", "NpzSet", "npz_arrays"]
 
 IMAGES, LABELS = "arr_0", "arr_1"
+_MOST_CLASSES = 10**6  # a label beyond is a mistake
+_BLOCK = 2**20  # bytes read at a time
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name
 _NAME_LENGTHS = 26  # where in it the lengths of name and extra field stand
 _COLOUR = Notes(grey=False, alpha=False, converted=False)
@@ -27,7 +30,10 @@ _GREY = Notes(grey=True, alpha=False, converted=False)
 
 
 class NpzSet:
-    """8-bit images (N, H, W, 3), or of one channel, mapped where they are stored uncompressed."""
+    """8-bit images (N, H, W, 3), or of one channel, mapped; every byte is checked beforehand.
+
+    Compressed ones are unpacked into a temporary file of their full size, which is mapped.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -40,6 +46,7 @@ class NpzSet:
                     remedy="give the .npz of a sampling; statistics alone are only a reference",
                 )
             labels = archive.get(LABELS)
+        self._array, self._sha256 = _checked(path)
         self._check()
         self.labels = self._labels(labels)
         names = 0 if self.labels is None else int(self.labels.max()) + 1
@@ -49,18 +56,12 @@ class NpzSet:
     def __len__(self) -> int:
         return len(self._array)
 
-    @cached_property
-    def _array(self) -> np.ndarray:
-        return _mapped(self._path)
-
     @property
     def fingerprint(self) -> str:
-        """Hash of shape, labels and a few images."""
-        digest = hashlib.sha256(str(self._array.shape).encode())
+        """Hash of every pixel, of shape and labels."""
+        digest = hashlib.sha256(f"{self._array.shape} {self._sha256}".encode())
         if self.labels is not None:
             digest.update(self.labels.numpy().astype("<i8").tobytes())
-        for index in spread(len(self)):
-            digest.update(np.ascontiguousarray(self._array[index]).tobytes())
         return f"{len(self)} npz sha256:{digest.hexdigest()[:16]}"
 
     def name(self, index: int) -> str:
@@ -82,6 +83,8 @@ class NpzSet:
                 where=str(self._path),
                 remedy="round the images once: uint8 of (x + 1) * 127.5 for x in [-1, 1]",
             )
+        if len(shape) == 4 and shape[0] < 2:
+            raise DataError(f"{shape[0]} images are too few to evaluate", where=str(self._path))
         if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
             raise DataError(
                 f"{IMAGES} of shape {shape} is not (N, H, W, 3)",
@@ -92,7 +95,8 @@ class NpzSet:
     def _labels(self, found: np.ndarray | None) -> Int[Tensor, " N"] | None:
         if found is None:
             return None
-        if found.shape != (len(self),) or found.dtype.kind not in "iu" or found.min() < 0:
+        fits = found.shape == (len(self),) and found.dtype.kind in "iu"
+        if not fits or found.min() < 0 or found.max() >= _MOST_CLASSES:
             raise DataError(
                 f"{LABELS} of shape {found.shape} and type {found.dtype} are no labels of"
                 f" {len(self)} images",
@@ -132,25 +136,38 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     )
 
 
-def _mapped(path: Path) -> np.ndarray:
-    """`arr_0`, without reading it if it is stored as it is."""
+def _checked(path: Path) -> tuple[np.ndarray, str]:
+    """`arr_0`, mapped, and the hash of its bytes, which are those that were written."""
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            entry = archive.getinfo(f"{IMAGES}.npy")
-            if entry.compress_type == zipfile.ZIP_STORED:
-                file.seek(entry.header_offset + _NAME_LENGTHS)
-                name, extra = struct.unpack("<HH", file.read(4))
-                file.seek(entry.header_offset + _LOCAL_HEADER + name + extra)
-                shape, fortran, kind = _header(file)
-                if kind.hasobject:
-                    raise ValueError("pickle")
-                order = "F" if fortran else "C"
-                mapped = np.memmap(path, kind, "r", file.tell(), shape, order)  # type: ignore[call-overload]
-                return np.asarray(mapped)
+        with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as stream:
+            shape, fortran, kind = _header(stream)
+            start, entry = stream.tell(), archive.getinfo(f"{IMAGES}.npy")
+            if kind.hasobject:
+                raise ValueError("pickle")
+            if start + kind.itemsize * math.prod(shape) != entry.file_size:
+                raise ValueError(f"the sizes that {IMAGES} tells are not those of its content")
+            stored = entry.compress_type == zipfile.ZIP_STORED
+            place: Any = path if stored else tempfile.TemporaryFile()  # noqa: SIM115 - mapped
+            digest = hashlib.sha256()
+            while block := stream.read(_BLOCK):  # the archive's own checksum is verified, too
+                digest.update(block)
+                if not stored:
+                    place.write(block)
+            start = _data_offset(path, entry) + start if stored else 0
+        mapped: Any = np.memmap(place, kind, "r", start, shape, "F" if fortran else "C")
+        if not stored:
+            place.close()  # the mapping keeps what it maps
+        return np.asarray(mapped), digest.hexdigest()
     except Exception as error:
         raise _unreadable(path, error) from error
-    with npz_arrays(path) as arrays:
-        return np.asarray(arrays[IMAGES])
+
+
+def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of an entry that is stored as it is begin."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + _NAME_LENGTHS)
+        name, extra = struct.unpack("<HH", file.read(4))
+    return int(entry.header_offset + _LOCAL_HEADER + name + extra)
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -9,7 +9,17 @@ from typing import Any
 __all__ = ["record_of"]
 
 # Said of files or of each image: it names nothing that a number depends on.
-_OF_FILES = ("images", "shards", "files", "seeds", "bytes", "pixels_sha256", "request", "format")
+_OF_FILES = (
+    "images",
+    "shards",
+    "files",
+    "seeds",
+    "bytes",
+    "pixels_sha256",
+    "labels_sha256",
+    "request",
+    "format",
+)
 
 
 def record_of(path: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from diffmoe.evaluation.sets.npz import IMAGES, NpzSet, npz_arrays
 
 __all__ = ["ADM_IMAGES", "Reference", "open_reference", "write_statistics"]
 
+_ADM_NAME = "VIRTUAL_imagenet256_labeled.npz"
 ADM_IMAGES = 10_000  # images in the reference batches of ADM, for precision and recall only
 _WIDTHS = {"mu": 2048, "mu_s": 2023}  # of ADM's statistics
 _FORMAT = "diffmoe statistics 1"
@@ -40,11 +41,12 @@ class Reference:
 
     @property
     def is_adm256(self) -> bool:
-        """Whether it has all that ADM's reference batch of ImageNet 256 has, in its shapes.
+        """Whether it is called as ADM's reference batch of ImageNet 256, with all of its arrays.
 
-        The file's own hash stands beside every number, for those who have another copy.
+        No hash of that file is published; the file's own stands beside every number.
         """
-        batch = isinstance(self.images, NpzSet) and len(self.images) == ADM_IMAGES
+        named = Path(self.place).name == _ADM_NAME
+        batch = named and isinstance(self.images, NpzSet) and len(self.images) == ADM_IMAGES
         whole = self.pooled is not None and self.spatial is not None and not self.network
         return batch and whole and self.side == (256, 256)
 
@@ -81,7 +83,7 @@ def open_reference(path: Path, crop: int | None = None) -> Reference:
 
 
 def _with_statistics(path: Path, archive: Any, images: NpzSet | None) -> Reference:
-    count = int(archive["count"]) if "count" in archive else None
+    count = _whole(path, archive, "count", ())
     found = {
         mean: _moments(path, archive, mean, deviation, count)
         for mean, deviation in (("mu", "sigma"), ("mu_s", "sigma_s"))
@@ -89,15 +91,15 @@ def _with_statistics(path: Path, archive: Any, images: NpzSet | None) -> Referen
     network = str(archive["network"]) if "network" in archive else ""
     if not network:
         _check_widths(path, found)
-    side = tuple(int(n) for n in archive["side"]) if "side" in archive else None
-    labels = tuple(int(n) for n in archive["labels"]) if "labels" in archive else None
+    side = _whole(path, archive, "side", (2,))
+    labels = _whole(path, archive, "labels", None)
     return Reference(
         place=str(path),
         images=images,
         pooled=found["mu"],
         spatial=found["mu_s"],
-        features=_features(path, archive),
-        side=side,  # type: ignore[arg-type]
+        features=_features(path, archive, found["mu"]),
+        side=side,
         sha256=_hash(path),
         network=network,
         count=count,
@@ -129,11 +131,28 @@ def _check_widths(path: Path, found: dict[str, Moments | None]) -> None:
             )
 
 
-def _features(path: Path, archive: Any) -> Tensor | None:
+def _whole(path: Path, archive: Any, name: str, shape: tuple[int, ...] | None) -> Any:
+    """Whole numbers of a file as numbers, of the shape if one is given; None without any."""
+    if name not in archive:
+        return None
+    found = archive[name]
+    fits = found.ndim == 1 if shape is None else found.shape == shape
+    if found.dtype.kind not in "iu" or not fits:
+        raise DataError(
+            f"{name} of shape {found.shape} and type {found.dtype} is not what it should be",
+            where=str(path),
+            remedy="write the statistics again",
+        )
+    return tuple(found.tolist()) if found.ndim else int(found)
+
+
+def _features(path: Path, archive: Any, pooled: Moments | None) -> Tensor | None:
     if "features" not in archive:
         return None
     found = archive["features"]
-    if found.ndim != 2 or found.dtype != np.float32 or not np.isfinite(found).all():
+    width = None if pooled is None else len(pooled.mean)
+    fits = found.ndim == 2 and found.dtype == np.float32 and found.shape[1] == width
+    if not fits or not np.isfinite(found).all():
         raise DataError(
             f"features of shape {found.shape} and type {found.dtype} are no float32 (K, F)",
             where=str(path),

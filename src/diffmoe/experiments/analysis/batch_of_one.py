@@ -58,7 +58,7 @@ def batch_of_one(
     """
     if "pool" not in run.config.model.router.selections:
         return None
-    labels = balanced_labels(count, run.config.model.num_classes)
+    labels = balanced_labels(count, run.trained_classes)
     many = min(many, count)
     labels = labels[: count // many * many]
     ways = [(name, way) for name, found in _ways(run, settings, many) for way in found.items()]

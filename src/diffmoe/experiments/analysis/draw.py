@@ -30,12 +30,12 @@ class Drawn:
     demand: Demand | None  # None where no threshold plays a part
     latents: Float[Tensor, "kept C H W"]  # of the first images, in the space of the model
     evaluations: float  # of the network for an image, both branches where both are evaluated
+    classes: int  # that have their turn, the first of the model's
 
     @property
     def labels(self) -> list[int]:
         """Classes of the images kept."""
-        classes = self.trace.config.model.num_classes
-        return [image % classes for image in range(len(self.latents))]
+        return [image % self.classes for image in range(len(self.latents))]
 
     def pictures(self, drawing: Drawing, images: Sequence[int]) -> UInt8[np.ndarray, "n C H W"]:
         """Some of the images kept, decoded."""
@@ -44,8 +44,9 @@ class Drawn:
 
     def of_class(self, label: int) -> list[int]:
         """The images kept of a class, few of them."""
-        classes = self.trace.config.model.num_classes
-        return list(range(label, len(self.latents), classes))[:_ROUNDS]
+        if label >= self.classes:
+            return []
+        return list(range(label, len(self.latents), self.classes))[:_ROUNDS]
 
 
 def draw_traced(
@@ -71,7 +72,8 @@ def draw_traced(
                 kept.append(latents[:left].half())
                 left -= len(latents)
             bar.update(len(latents))
-    return Drawn(watch.trace, watch.demand, torch.cat(kept), watch.evaluations / count)
+    classes = drawing.run.trained_classes
+    return Drawn(watch.trace, watch.demand, torch.cat(kept), watch.evaluations / count, classes)
 
 
 @dataclass
@@ -117,13 +119,19 @@ def _kept(config: RunConfig, count: int) -> int:
 
 
 def classes_to_show(
-    config: RunConfig, settings: SamplingConfig, asked: Sequence[int], number: int, count: int
+    config: RunConfig,
+    settings: SamplingConfig,
+    asked: Sequence[int],
+    number: int,
+    count: int,
+    classes: int,
 ) -> list[int]:
     """The classes whose first image is mapped: those asked for, else `number` evenly spread.
 
-    The first image of class c is image c. Raises ConfigError for a class that is not drawn.
+    The first image of class c is image c, as so many `classes` have their turn. Raises ConfigError
+    for a class that is not drawn.
     """
-    drawn = min(config.model.num_classes, _kept(replace(config, sampling=settings), count))
+    drawn = min(classes, _kept(replace(config, sampling=settings), count))
     for label in asked:
         if not 0 <= label < drawn:
             raise ConfigError(

@@ -16,6 +16,7 @@ from diffmoe.experiments.draw import Drawing, config_of
 from diffmoe.experiments.page import describe
 from diffmoe.experiments.place import refuse_results, results_folder
 from diffmoe.experiments.report import refuse_report
+from diffmoe.experiments.requests import trained_classes
 from diffmoe.experiments.scoring import Reference
 from diffmoe.sampling import balanced_labels
 
@@ -58,13 +59,14 @@ def analyze(
     """
     config = config_of(path)
     settings = settings or config.sampling
-    count = max(_LEAST, _DRAWS * config.model.num_classes) if count is None else count
+    drawn_classes = trained_classes(path, config.model.num_classes)
+    count = max(_LEAST, _DRAWS * drawn_classes) if count is None else count
     refuse_report(count)
     _refuse_numbers(maps=maps, frames=frames)
-    shown = classes_to_show(config, settings, classes, maps, count)
+    shown = classes_to_show(config, settings, classes, maps, count, drawn_classes)
     target = Path(path) / "analysis" if out is None else Path(out)
     refuse_results(target, _RECORD)
-    labels = balanced_labels(count, config.model.num_classes)
+    labels = balanced_labels(count, drawn_classes)
     seeds = range(first_seed, first_seed + count)
     drawing = Drawing.prepare(path, labels, seeds, settings, device, progress)
     run = drawing.run

@@ -56,7 +56,7 @@ def _of_batches(settings: SamplingConfig, size: int) -> SamplingConfig:
 
 def _seconds(run: LoadedRun, settings: SamplingConfig, thresholds: Tensor | None) -> float:
     """Seconds of one batch; it ends in the memory of the host, so no device is still at work."""
-    labels = balanced_labels(settings.batch, run.config.model.num_classes)
+    labels = balanced_labels(settings.batch, run.trained_classes)
     seeds = range(settings.batch)
     began = time.perf_counter()
     generate(run.model, run.config, labels, seeds, settings=settings, thresholds=thresholds)

@@ -21,15 +21,20 @@ class Classes:
 
     def missing(self, reference: "Classes") -> str:
         """A caution that classes of the reference have no samples, empty if each has some."""
-        if not self.present or not reference.present:
-            return ""
-        own = {self._in(reference, number) for number in self.present}
-        lacks = [reference._name(n) for n in reference.present if n not in own]
-        if not lacks:
-            return ""
-        more = f" and {len(lacks) - _NAMED} more" if len(lacks) > _NAMED else ""
-        listed = ", ".join(repr(name) for name in lacks[:_NAMED])
-        return f"no sample is of {'class' if len(lacks) == 1 else 'classes'} {listed}{more}"
+        lacks = reference._without(self)
+        return f"no sample is of {_listed(lacks)}" if lacks else ""
+
+    def unknown(self, reference: "Classes") -> str:
+        """A caution that samples are of classes without images in the reference, or empty."""
+        lacks = self._without(reference)
+        return f"the reference has no image of {_listed(lacks)}, but samples are" if lacks else ""
+
+    def _without(self, other: "Classes") -> list[str]:
+        """Classes that have images here and none there; none where either set has no classes."""
+        if not self.present or not other.present:
+            return []
+        there = {other._in(self, number) for number in other.present}
+        return [self._name(number) for number in self.present if number not in there]
 
     def as_in(self, reference: "Classes", labels: Int[Tensor, " N"]) -> Int[Tensor, " N"] | None:
         """Labels by the reference's numbers; None if it does not know all of their classes."""
@@ -52,3 +57,9 @@ class Classes:
 
     def _name(self, number: int) -> str:
         return self._names[number] if number < len(self._names) else str(number)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    listed = ", ".join(repr(name) for name in names[:_NAMED])
+    return f"{'class' if len(names) == 1 else 'classes'} {listed}{more}"

@@ -93,6 +93,9 @@ def _read(path: Path) -> dict[str, Any]:
             where=str(path),
             remedy="give what diffmoe evaluate wrote",
         )
+    numbers = [*content["values"].values(), *content["deviations"].values()]
+    if not all(isinstance(value, (int, float)) for value in numbers):
+        raise DataError("the file holds values that are no numbers", where=str(path))
     return content
 
 

@@ -1,6 +1,5 @@
 """Everything an evaluation says, each number with what it depends on."""
 
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ def numbers_of(work: Work, found: Described, seen: Described | None) -> dict[str
             "reference": _reference(reference, seen),
             "network": _network(work),
             "settings": settings,
-            "versions": {"diffmoe": version("diffmoe"), "torch": torch.__version__},
+            "versions": work.key["versions"],
         },
     }
 
@@ -84,7 +83,11 @@ def _classes(work: Work) -> tuple[Classes, Classes]:
 
 def _cautions(work: Work, found: Described, seen: Described | None) -> list[str]:
     own, theirs = _classes(work)
-    said = [own.missing(theirs)]
+    said = [own.missing(theirs), own.unknown(theirs)]
+    if work.samples.disowned:
+        said.append("the record beside the samples is not of these images, and was left out")
+    if work.name == "small" and not _agreement(work, found):
+        said.append("which class a sample was asked for is not known: there is no agreement")
     for what, one in (("samples", found), ("images of the reference", seen)):
         if one is not None and one.duplicates:
             said.append(f"{one.duplicates:,} of {one.count:,} {what} equal earlier ones")
@@ -125,6 +128,7 @@ def _reference(reference: Reference, seen: Described | None) -> dict[str, Any]:
 
 def _network(work: Work) -> dict[str, Any]:
     told = {"name": work.name, "sha256": work.network.fingerprint, "block": BLOCK}
+    told["device"] = work.device
     if isinstance(work.network, SmallNetwork):
         told["held_out_accuracy"] = work.network.held_out_accuracy
     return told

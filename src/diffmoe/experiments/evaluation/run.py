@@ -1,11 +1,10 @@
 """Evaluate images, or make a reference of them."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from diffmoe.checkpoint import RunFolder, write_text
 from diffmoe.config import RunConfig, SamplingConfig
@@ -21,9 +20,10 @@ from diffmoe.evaluation import (
     npz_arrays,
     open_images,
     refuse_sizes,
+    some,
     write_statistics,
 )
-from diffmoe.experiments.evaluation.captions import caption_numbers, captions_of
+from diffmoe.experiments.evaluation.captions import caption_numbers, captioned
 from diffmoe.experiments.evaluation.numbers import numbers_of
 from diffmoe.experiments.evaluation.subject import (
     NetworkName,
@@ -80,20 +80,26 @@ def evaluate(
     config = run_config(path)
     if config is None and settings is not None:
         raise ConfigError("settings of sampling are given, but nothing is drawn", where=str(path))
+    if not path.exists():
+        raise ConfigError(
+            "there is nothing to evaluate: the path does not exist",
+            where=str(path.absolute()),
+            remedy="give a run, a folder of images, an archive or an .npz",
+        )
     name = choose(network, config, reference is not None)
     shown = progress and is_first_process()
     given = None if reference is None else Path(reference)
     if network == "clip":
         _refuse_of_captions(config, given)
         return _captioned(path, weights, count, out, where, shown)
-    against = reference_of(config, given, _side(config, path) if crop else None)
+    against = reference_of(path, config, given, _side(config, path) if crop else None)
     if config is not None:
         refuse_sizes((config.image_size, config.image_size), against)
     judge = load_network(name, weights, against, where, shown)
     against = _fitting(against, judge)
     samples = samples_of(path, config, count, against, name, settings, first_seed, device, shown)
     refuse_sizes(_size(samples.images), against)
-    work = Work(samples, against, judge, name)
+    work = Work(samples, against, judge, name, where)
     place = out or _place(path, config, work)
     _refuse_foreign(place)
 
@@ -117,11 +123,13 @@ def _captioned(
     path: Path, weights: str | None, count: int | None, out: Path | None, where: str, shown: bool
 ) -> Evaluated:
     """The score of images and their captions; one process does it."""
-    samples = samples_of(path, None, count, None, "clip", None, 0, where, shown)
-    captions = captions_of(path, samples.count)
-    place = out or path.absolute().parent / f"{path.absolute().stem}-clip.json"
-    _refuse_foreign(place)
+    samples, captions = captioned(path, count)
     judge = load_clip(*([weights] if weights else []), device=where)
+    told = json.dumps([samples.images.fingerprint, captions, judge.fingerprint]).encode()
+    here = path.absolute()
+    name = f"{here.name}-clip-{hashlib.sha256(told).hexdigest()[:8]}.json"
+    place = out or here.parent / name
+    _refuse_foreign(place)
     content = caption_numbers(samples, captions, judge, shown)
     write_text(place, json.dumps({"format": FORMAT, **content}, indent=2))
     return Evaluated(place, _content(place))
@@ -154,10 +162,10 @@ def make_statistics(
         raise ConfigError(
             "a run is no reference", where=str(path), remedy="give the folder of its samples"
         )
-    name = choose(network, None, given=True)
-    judge = load_network(name, weights, None, str(resolve_device(device)), shown)
+    name, where = choose(network, None, given=True), str(resolve_device(device))
+    judge = load_network(name, weights, None, where, shown)
     samples = samples_of(path, None, count, None, name, None, 0, device, shown, crop)
-    work = Work(samples, None, judge, name)
+    work = Work(samples, None, judge, name, where)
     if out.exists() and not _is_statistics(out, work):
         raise StorageError(
             "statistics would replace another file", where=str(out), remedy="choose another name"
@@ -173,12 +181,11 @@ def make_statistics(
 def _as_reference(found: Described, work: Work) -> Reference:
     """What is kept of images that are to be a reference."""
     labels = work.samples.images.labels
-    few = np.linspace(0, found.count - 1, min(ADM_IMAGES, found.count)).round()
     return Reference(
         place=work.samples.images.place,
         pooled=found.pooled,
         spatial=found.spatial,
-        features=found.features[sorted({int(n) for n in few})],
+        features=found.features[some(found.count, ADM_IMAGES)],
         side=found.side,
         network=work.network.fingerprint,
         count=found.count,
@@ -229,7 +236,7 @@ def _place(path: Path, config: RunConfig | None, work: Work) -> Path:
     if config is not None:
         return RunFolder(path).evaluations / name
     here = path.absolute()
-    return here.parent / f"{here.stem}-{name}"
+    return here.parent / f"{here.stem if here.is_file() else here.name}-{name}"
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -4,19 +4,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from diffmoe.checkpoint import RunFolder
+from diffmoe.checkpoint import RunFolder, claimed_manifest
 from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
-from diffmoe.data import open_source
+from diffmoe.data import Source, open_source
 from diffmoe.errors import ConfigError
 from diffmoe.evaluation import (
     ADM_SAMPLES,
     FeatureNetwork,
     ImageSet,
     Reference,
-    SourceSet,
+    SomeImages,
     find_small_network,
+    images_of,
     load_dino,
     load_inception_network,
     open_images,
@@ -24,15 +23,18 @@ from diffmoe.evaluation import (
     read_images,
     record_of,
     small_network,
+    some,
 )
-from diffmoe.experiments.requests import request
+from diffmoe.experiments.requests import request, trained_classes
 from diffmoe.experiments.samples import sample
+from diffmoe.sampling import is_as_recorded
 
 __all__ = ["NetworkName", "Samples", "choose", "load_network", "reference_of", "samples_of"]
 
 NetworkName = Literal["inception", "dinov2", "small", "clip"]
 _SMALL_SIDES = range(8, 65)  # pixels of the images that the small network takes
 _SMALL_IMAGES = 20_000  # that it is trained on at most
+_FEWEST = 2  # images that can be compared
 _SMALL_DRAWN = 10_000  # samples drawn at most to compare with a small reference
 
 
@@ -41,8 +43,13 @@ class Samples:
     """The images to evaluate, and how they were made where that is known."""
 
     images: ImageSet
-    count: int
     record: dict[str, Any] | None
+    disowned: bool = False  # a record lies beside the images, and is not of them
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self.images)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -68,7 +75,9 @@ def choose(name: NetworkName | None, config: RunConfig | None, given: bool) -> N
     return "small" if is_small and own_pixels else "inception"
 
 
-def reference_of(config: RunConfig | None, reference: Path | None, side: int | None) -> Reference:
+def reference_of(
+    path: Path, config: RunConfig | None, reference: Path | None, side: int | None
+) -> Reference:
     """The reference that was given, its images cropped to `side`, else a run's training data."""
     if reference is not None:
         return _sized(open_reference(reference, side))
@@ -82,8 +91,22 @@ def reference_of(config: RunConfig | None, reference: Path | None, side: int | N
             "a run's own data are cropped as it was trained on them", remedy="leave out --crop"
         )
     source = open_source(config)
+    _refuse_changed(path, source)
     where = str(getattr(config.data, "path", None) or config.data.kind)
-    return _sized(Reference(where, SourceSet(source, where)))
+    return _sized(Reference(where, images_of(source, where)))
+
+
+def _refuse_changed(path: Path, source: Source) -> None:
+    """Raise ConfigError if a run's data are not those it was trained on."""
+    known = claimed_manifest(RunFolder(path).checkpoints)
+    then = None if known is None else known.trained_on.get("data")
+    if then not in (None, source.fingerprint):
+        raise ConfigError(
+            f"the data are not those of the training any more: {then} then, {source.fingerprint}"
+            " now",
+            where=str(path),
+            remedy="restore them, or give --reference",
+        )
 
 
 def _sized(reference: Reference) -> Reference:
@@ -109,9 +132,12 @@ def samples_of(
     """The images at `path`, or images drawn from the run there, exactly `count`."""
     if config is None:
         images = open_images(path, crop)
-        return Samples(images, _counted(images, count), record_of(path))
-    number = count or _drawn(config, reference, network)
-    labels, seeds = request((), (), number, config.model.num_classes, first_seed=seed)
+        return _recorded(_counted(images, count), path)
+    classes = trained_classes(path, config.model.num_classes)
+    number = _drawn(classes, reference, network) if count is None else count
+    if number < _FEWEST:
+        raise ConfigError(f"count {number} is too few to evaluate", remedy=f"use {_FEWEST} or more")
+    labels, seeds = request((), (), number, classes, first_seed=seed)
     drawn = sample(
         path,
         labels,
@@ -122,24 +148,31 @@ def samples_of(
         device=device,
         progress=progress,
     )
-    return Samples(open_images(drawn), number, record_of(drawn))
+    return _recorded(open_images(drawn), drawn)
 
 
-def _counted(images: ImageSet, count: int | None) -> int:
-    if count is not None and not 2 <= count <= len(images):
+def _recorded(images: ImageSet, path: Path) -> Samples:
+    """Images with what was written beside them as they were drawn, if it is of them."""
+    if is_as_recorded(path) is False:
+        return Samples(images, None, disowned=True)
+    return Samples(images, record_of(path))
+
+
+def _counted(images: ImageSet, count: int | None) -> ImageSet:
+    """The images, or `count` of them."""
+    if count is not None and not _FEWEST <= count <= len(images):
         raise ConfigError(
-            f"count {count} is not in [2, {len(images)}], the number of images",
+            f"count {count} is not in [{_FEWEST}, {len(images)}], the number of images",
             where=images.place,
             remedy="give more images, or leave out --count to take all",
         )
-    return len(images) if count is None else count
+    return images if count in (None, len(images)) else SomeImages(images, count or 0)
 
 
-def _drawn(config: RunConfig, reference: Reference | None, network: NetworkName) -> int:
+def _drawn(classes: int, reference: Reference | None, network: NetworkName) -> int:
     """As many samples as the protocol wants, or as a small reference has images, in equal parts."""
     if network != "small" or reference is None or reference.images is None:
         return ADM_SAMPLES
-    classes = config.model.num_classes
     return max(1, min(_SMALL_DRAWN, len(reference.images)) // classes) * classes
 
 
@@ -172,8 +205,7 @@ def _small(reference: Reference | None, progress: bool) -> FeatureNetwork:
         kept = find_small_network(known, side=reference.side[1], classes=classes)
         if kept is not None:
             return kept
-    few = np.linspace(0, len(images) - 1, min(_SMALL_IMAGES, len(images))).round()
-    numbers = sorted({int(n) for n in few})
+    numbers = some(len(images), _SMALL_IMAGES)
     pixels, _ = read_images(images, numbers)
     labels = images.labels[numbers]
     return small_network(

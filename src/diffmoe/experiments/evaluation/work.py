@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from diffmoe.checkpoint import Parts
+from diffmoe.errors import StoppedError, StorageError
 from diffmoe.evaluation import (
     ADM_IMAGES,
     PART,
@@ -27,6 +30,9 @@ from diffmoe.sampling import refuse_unwritable
 __all__ = ["FORMAT", "Work"]
 
 FORMAT = "diffmoe evaluation 1"
+_COUNT = ("diffmoe", "torch", "numpy", "pillow")  # packages that a number may depend on
+_KEPT = 4 * 2048  # bytes of the features of an image that are kept until the end, of Inception
+_BYTES = _KEPT + 4 * 2023 + 8 * 1008  # of all that is known of an image
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Work:
     reference: Reference | None  # None where statistics are made of the samples
     network: FeatureNetwork
     name: NetworkName
+    device: str  # where the network is
 
     @property
     def key(self) -> dict[str, Any]:
@@ -45,9 +52,11 @@ class Work:
         of_images = None if known is None or known.images is None else known.images.fingerprint
         return {
             "format": FORMAT,
+            "versions": {name: version(name) for name in _COUNT},
             "samples": self.samples.images.fingerprint,
+            "made": self.samples.record,
             "count": self.samples.count,
-            "reference": None if known is None else [known.sha256, of_images],
+            "reference": None if known is None else [known.sha256, of_images, known.is_adm256],
             "network": [self.name, self.network.fingerprint],
         }
 
@@ -67,14 +76,34 @@ class Work:
 
         It writes `out`, which makes `finished` true.
         """
-        if finished():
+        folder, count = out.with_name(f"{out.name}.parts"), self._sample_parts.stop
+        if finished() and not folder.exists():
             return
         refuse_unwritable(out.parent, out.name)
-        folder, count = out.with_name(f"{out.name}.parts"), self._sample_parts.stop
         with Parts.opened(folder, count, self.key, finished) as parts:
-            if parts is not None:
+            if parts is None:
+                return
+            self._refuse_full(parts)
+            try:
                 self._extract(parts, progress)
                 parts.end(lambda: write(*self._described(parts)), finished)
+            except KeyboardInterrupt as stop:
+                raise StoppedError(
+                    f"interrupted: {len(parts.done)} of {count} parts of the features are there",
+                    where=str(folder),
+                    remedy="the same command goes on from there",
+                ) from stop
+
+    def _refuse_full(self, parts: Parts) -> None:
+        """Raise StorageError if the disk has no room for the features that are still to come."""
+        left = (parts.count - len(parts.done)) * PART * _BYTES + self.samples.count * _KEPT
+        free = shutil.disk_usage(parts.folder).free
+        if self.name == "inception" and left > free:
+            raise StorageError(
+                f"features need {left / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+                where=str(parts.folder),
+                remedy="make room, or choose another --out: they lie beside it for the while",
+            )
 
     @property
     def _reference_images(self) -> ImageSet | None:

@@ -96,7 +96,7 @@ def _numbers(
     made = facts["stamp"]
     few = f"; biased: use {_ENOUGH:,} or more" if made["count"] < _ENOUGH else ""
     unscored = qualities.unscored and f"not scored: {qualities.unscored}"
-    machine = f"{made['device']}, {made['threads']} thread{'s' * (made['threads'] != 1)}"
+    machine = f"{made['device_name']}, {made['threads']} thread{'s' * (made['threads'] != 1)}"
     alone = all(math.isnan(point.spread) for point in points)
     timed = "one batch each: times are not compared" if alone else "median over batches"
     distance = f"of {made['count']} samples to the training images{few}"

@@ -14,7 +14,7 @@ from diffmoe.analysis import SweepPoint
 from diffmoe.checkpoint import LoadedRun, load
 from diffmoe.codec import Codec, build_codec
 from diffmoe.config import Level, PixelCodec, RunConfig, SamplingConfig
-from diffmoe.device import resolve_device
+from diffmoe.device import machine_of, resolve_device
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.draw import config_of
 from diffmoe.experiments.pareto.interval import Found, search_gamma
@@ -31,6 +31,7 @@ from diffmoe.experiments.pareto.points import (
 from diffmoe.experiments.pareto.rounds import Drawn, Taken, draw_in_rounds
 from diffmoe.experiments.place import refuse_results
 from diffmoe.experiments.report import refuse_report
+from diffmoe.experiments.requests import trained_classes
 from diffmoe.experiments.scoring import Reference, score_samples
 from diffmoe.experiments.speed.measure import clock_of
 from diffmoe.randomness import permutation
@@ -89,7 +90,7 @@ def sweep(
     config, folder = config_of(path), out or Path(path) / "sweep"
     settings = settings or config.sampling
     points = asked_points(config, settings, capacities, gammas, level)
-    labels = balanced_labels(count, config.model.num_classes)
+    labels = balanced_labels(count, trained_classes(path, config.model.num_classes))
     seeds = range(first_seed, first_seed + count)
     check_request(config, labels, seeds)
     refuse_results(folder, RECORD)
@@ -158,7 +159,7 @@ def _searched(
     run: LoadedRun, settings: SamplingConfig, loss: DenoisingLoss | None, progress: bool
 ) -> Found:
     """The interval search, on images that no point of the sweep draws."""
-    order = permutation(0, "interval search", run.config.model.num_classes).tolist()
+    order = permutation(0, "interval search", run.trained_classes).tolist()
     labels = [order[image % len(order)] for image in range(_SEARCHED)]
     seeds = range(_FIRST_SEED, _FIRST_SEED + _SEARCHED)
     with tqdm(desc="interval search", unit="threshold", disable=not progress, leave=False) as bar:
@@ -212,11 +213,10 @@ def _stamp(
     run: LoadedRun, settings: SamplingConfig, seeds: range, codec: Codec | None
 ) -> dict[str, Any]:
     """How the images were made; the policy is that of the tracked thresholds."""
-    place = run.model.positions.device
+    place, decoder = run.model.positions.device, codec.identity if codec else None
     return {
-        **stamp(run, settings, images=len(seeds), decoder=codec.identity if codec else None),
+        **stamp(run, settings, images=len(seeds), decoder=decoder, machine=machine_of(place)),
         "seeds": [seeds[0], seeds[-1]],
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
         "threads": torch.get_num_threads(),
     }
 

@@ -15,7 +15,7 @@ from diffmoe.checkpoint import Parts, new_folder
 from diffmoe.data import CACHE, CacheRecord, Encoder, Origin, write_labels, write_record
 from diffmoe.errors import DataError
 from diffmoe.experiments.place import refuse_results
-from diffmoe.experiments.preparing.shards import Made, keep_made, read_made
+from diffmoe.experiments.preparing.shards import Made, drop_changed, keep_made, read_made
 from diffmoe.experiments.preparing.work import Work
 
 __all__ = ["assemble", "keep_sound", "refuse_damaged", "sound_files"]
@@ -24,7 +24,11 @@ _ASIDE = re.compile(r"[a-z0-9_]{8}")  # what ends the name of a temporary folder
 
 
 def assemble(work: Work, parts: Parts) -> None:
-    """Turn the parts into a cache: files linked into a folder that appears by one rename."""
+    """Turn the parts into a cache: files linked into a folder that appears by one rename.
+
+    Raises DataError if images changed since they were encoded.
+    """
+    _refuse_changed(work, parts)
     made = [read_made(parts.path(number)) for number in range(parts.count)]
     refuse_damaged(work, sum(len(one.skipped) for one in made))
     _sweep(work.out)
@@ -35,6 +39,16 @@ def assemble(work: Work, parts: Parts) -> None:
         digest = write_labels(aside, np.concatenate(labels))
         write_record(aside, _record(work, made, digest))
         refuse_results(work.out, CACHE)  # hours may have passed
+
+
+def _refuse_changed(work: Work, parts: Parts) -> None:
+    dropped = drop_changed(work, parts)
+    if dropped:
+        raise DataError(
+            f"images of {dropped} of {parts.count} shards changed after they were encoded",
+            where=str(work.data),
+            remedy="the same command encodes these shards again and keeps the others",
+        )
 
 
 def _sweep(out: Path) -> None:
@@ -100,7 +114,7 @@ def keep_sound(work: Work, record: CacheRecord, number: int, aside: Path) -> Non
     shard, wanted = record.shards[number], work.images(number)
     _link(work.out / shard.file, aside / shard.file)
     skipped = tuple(one for one in record.skipped if one.index in wanted)
-    keep_made(aside, Made(shard, skipped))
+    keep_made(aside, Made(shard, skipped, work.state(number), work.state_of(skipped)))
 
 
 def _link(there: Path, here: Path) -> None:

@@ -1,8 +1,10 @@
 """Images to a latent cache, by any number of processes, and again after any of them was killed."""
 
+import logging
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,19 @@ from diffmoe.checkpoint import Parts
 from diffmoe.codec import ENCODED_AT_ONCE
 from diffmoe.data import CACHE, CacheRecord, ChunkReader, read_record
 from diffmoe.device import is_first_process
+from diffmoe.errors import StoppedError
 from diffmoe.experiments.preparing.assembly import (
     assemble,
     keep_sound,
     refuse_damaged,
     sound_files,
 )
-from diffmoe.experiments.preparing.shards import make_shard
+from diffmoe.experiments.preparing.shards import drop_changed, make_shard
 from diffmoe.experiments.preparing.work import Dtype, Work, size_of
 
 __all__ = ["PreparedCache", "prepare"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ def prepare(
 
     Any number of processes that call this share the work, and all return when it is done; what
     they make is the same byte for byte. A finished cache is verified, and what is damaged in it
-    made anew. Raises ConfigError for what does not fit, DataError for an image that cannot be
-    read, StorageError if the result has no place.
+    made anew. A stopped work goes on; shards whose images changed since are made again. Raises
+    ConfigError for what does not fit, DataError for an image that cannot be read, StorageError if
+    the result has no place, StoppedError if it is interrupted.
     """
     data = Path(data).expanduser()
     work = Work.begin(
@@ -96,15 +102,34 @@ def prepare(
 def _done(work: Work, workers: int, progress: bool) -> tuple[int, float, bool]:
     """Do the work; images that this process encoded, seconds, and whether nothing was to do."""
     work.finished()  # a cache of other images is refused before anything is made
+    work.refuse_other_images()
     there = _Finished(work, progress)
     with Parts.opened(work.parts, work.count, work.key, there.is_sound) as parts:
         if parts is None:
             return 0, 0.0, True
+        dropped = drop_changed(work, parts)
+        if dropped:
+            _LOG.info("%d shards are encoded again, as their images changed", dropped)
         if there.record is None:
             work.refuse_full(parts)
-        with closing(_Shift(work, parts, there, workers, progress)) as shift:
+        with closing(_Shift(work, parts, there, workers, progress)) as shift, _stopping(shift):
             shift.work()
         return shift.made, shift.seconds, False
+
+
+@contextmanager
+def _stopping(shift: "_Shift") -> Iterator[None]:
+    """Tell what is kept if the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if shift.parts.is_over:
+            raise
+        raise StoppedError(
+            f"interrupted: {shift.images_done()} of {shift.images} images are encoded",
+            where=str(shift.parts.folder),
+            remedy="the same command goes on from there",
+        ) from stop
 
 
 class _Finished:
@@ -137,7 +162,8 @@ class _Shift:
     def __init__(
         self, work: Work, parts: Parts, there: _Finished, workers: int, progress: bool
     ) -> None:
-        self._work, self._parts, self._there = work, parts, there
+        self._work, self.parts, self._there = work, parts, there
+        self.images = len(work.source)
         self.made, self.seconds, self._skipped = 0, 0.0, 0
         self._reader = ChunkReader(
             work.source,
@@ -146,7 +172,7 @@ class _Shift:
             pin=work.device.type == "cuda",
             skip_damaged=work.skip_damaged,
         )
-        self._bar = _bar(work, self._images_done(), progress)
+        self._bar = _bar(work, self.images_done(), progress)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -154,13 +180,13 @@ class _Shift:
 
     def work(self) -> None:
         """Make what is missing together with other processes, until the cache is finished."""
-        self._parts.fill(self._do, lambda done: self._tell())
-        self._parts.end(lambda: assemble(self._work, self._parts), lambda: self._parts.is_over)
+        self.parts.fill(self._do, lambda done: self._tell())
+        self.parts.end(lambda: assemble(self._work, self.parts), lambda: self.parts.is_over)
         self._tell()
 
     def _tell(self) -> None:
         """Show what all processes have done."""
-        self._bar.update(max(0, self._images_done() - self._bar.n))
+        self._bar.update(max(0, self.images_done() - self._bar.n))
 
     def _do(self, number: int, aside: Path) -> None:
         record = self._there.holding(number)
@@ -178,8 +204,9 @@ class _Shift:
         if self._work.skip_damaged:
             refuse_damaged(self._work, self._skipped)  # early: it may take hours to the end
 
-    def _images_done(self) -> int:
-        return sum(len(self._work.images(number)) for number in self._parts.done)
+    def images_done(self) -> int:
+        """Images whose parts are there, whoever made them."""
+        return sum(len(self._work.images(number)) for number in self.parts.done)
 
 
 def _bar(work: Work, done: int, progress: bool) -> Any:

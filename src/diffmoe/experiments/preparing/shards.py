@@ -1,6 +1,8 @@
 """One shard of a cache: its images encoded in chunks that are always the same."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,22 +12,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffmoe.checkpoint import Parts
 from diffmoe.codec import ENCODED_AT_ONCE
 from diffmoe.data import Chunk, ChunkReader, Shard, Skipped, shard_file, write_shard
 from diffmoe.errors import DataError
 from diffmoe.experiments.preparing.work import Work
 
-__all__ = ["Made", "keep_made", "make_shard", "read_made"]
+__all__ = ["Made", "changed", "drop_changed", "keep_made", "make_shard", "read_made"]
 
 _FACTS = "shard.json"
 
 
 @dataclass(frozen=True)
 class Made:
-    """A shard, and what was left out of it."""
+    """A shard, what was left out of it, and the images it is of."""
 
     shard: Shard
     skipped: tuple[Skipped, ...]
+    state: str  # of all its images, taken before the first of them was read
+    damaged: str  # the same of those left out
+
+    def is_of(self, work: Work, number: int) -> bool:
+        """Whether the images are still those that the shard was made of."""
+        return (self.state, self.damaged) == (work.state(number), work.state_of(self.skipped))
 
 
 def make_shard(
@@ -35,7 +44,7 @@ def make_shard(
 
     Raises DataError naming an image that cannot be read or is encoded to no numbers.
     """
-    moments: list[np.ndarray] = []
+    moments, state = list[np.ndarray](), work.state(number)
     indices, skipped = list[int](), list[Skipped]()
     for chunk in reader.read(work.images(number)):
         moments.append(_encoded(work, chunk))
@@ -45,7 +54,7 @@ def make_shard(
     index = np.array(indices, dtype=np.int64)
     labels = work.source.labels.numpy()[index]
     shard = write_shard(aside / shard_file(number), np.concatenate(moments), labels, index)
-    made = Made(shard, tuple(skipped))
+    made = Made(shard, tuple(skipped), state, work.state_of(skipped))
     keep_made(aside, made)
     return made
 
@@ -59,7 +68,35 @@ def read_made(part: Path) -> Made:
     """The facts of a shard that lies in a part."""
     content = json.loads((part / _FACTS).read_text())
     skipped = tuple(Skipped(**one) for one in content["skipped"])
-    return Made(Shard(**content["shard"]), skipped)
+    return Made(Shard(**content["shard"]), skipped, content["state"], content["damaged"])
+
+
+def changed(work: Work, parts: Parts, number: int) -> bool:
+    """Whether the images of a part that is done are others now; a part that is gone is none."""
+    try:
+        return not read_made(parts.path(number)).is_of(work, number)
+    except FileNotFoundError:  # another process dropped it, or ended the work
+        return False
+
+
+def drop_changed(work: Work, parts: Parts) -> int:
+    """Remove the parts whose own images changed since; how many they were."""
+    count = 0
+    for number in parts.done:
+        if changed(work, parts, number):
+            _drop(parts, parts.path(number))
+            count += 1
+    return count
+
+
+def _drop(parts: Parts, part: Path) -> None:
+    """Remove a part so that a kill in between leaves nothing that looks like one."""
+    aside = parts.scratch(f"{part.name}-{os.urandom(4).hex()}")
+    try:
+        part.rename(aside)
+    except FileNotFoundError:  # another process was faster
+        return
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @torch.inference_mode()

@@ -1,6 +1,8 @@
 """What a cache is to be made of, and where; all that can be refused is refused before it begins."""
 
+import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,15 @@ import torch
 
 from diffmoe.checkpoint import Parts, refuse_foreign_parts
 from diffmoe.codec import Autoencoder, open_autoencoder
-from diffmoe.data import CACHE, CacheRecord, ImageSource, open_pictures, read_record
+from diffmoe.data import (
+    CACHE,
+    CacheRecord,
+    ImageSource,
+    Skipped,
+    open_pictures,
+    read_record,
+    spread,
+)
 from diffmoe.device import resolve_device
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.experiments.place import refuse_results
@@ -18,7 +28,7 @@ from diffmoe.experiments.place import refuse_results
 __all__ = ["Dtype", "Work", "size_of"]
 
 Dtype = Literal["float32", "float16"]
-_FORMAT = "diffmoe latent cache 1"
+_FORMAT = "diffmoe latent cache 2"
 _COLOURS = 3
 
 
@@ -77,18 +87,55 @@ class Work:
 
     @property
     def key(self) -> dict[str, Any]:
-        """All that a shard depends on."""
-        made_of = self.source.fingerprint, self.autoencoder.identity
-        return _key(*made_of, self.side, self.dtype, self.flip, self.shard_images)
+        """All that shards depend on but what is in the images, of which each keeps its `state`."""
+        return {"format": _FORMAT, "images": self.source.pictures.listing, **self._settings}
+
+    def state(self, shard: int) -> str:
+        """Names the images of a shard as they are now.
+
+        Any two images whose fingerprints differ differ in the state of some shard.
+        """
+        images = self.images(shard)
+        few = (index for index in spread(len(self.source)) if index in images)
+        return self.source.pictures.state(images, few)
+
+    def state_of(self, skipped: Iterable[Skipped]) -> str:
+        """Names damaged images as they are now, for they may be mended without another size."""
+        return self.source.pictures.state(range(0), (one.index for one in skipped))
+
+    def refuse_other_images(self) -> None:
+        """Raise ConfigError if shards are there of images with other names, labels or number."""
+        try:
+            found = json.loads((self.parts / "work.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            return
+        there = any(self.parts.glob("part-*"))
+        others = {**found, "images": None} if isinstance(found, dict) else None
+        if there and others == {**self.key, "images": None} and found != self.key:
+            raise ConfigError(
+                f"images were added, removed or renamed since shards were encoded:"
+                f" {found['images']} then, {self.key['images']} now",
+                where=str(self.parts),
+                remedy="put them back (for a damaged one a readable one, or --skip-damaged), or"
+                " remove this folder to encode all of them again",
+            )
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        own = self.autoencoder.identity
+        return _settings(own, self.side, self.dtype, self.flip, self.shard_images)
 
     def finished(self) -> CacheRecord | None:
         """The facts of the cache that is there already; raises ConfigError if it is another's."""
         if not (self.out / CACHE).exists():
             return None
         record = read_record(self.out)
-        made_of = record.source.fingerprint, record.autoencoder.identity
-        found = _key(*made_of, record.side, record.dtype, record.flip, record.shard_images)
-        for name, value in self.key.items():
+        own = record.autoencoder.identity
+        found = {"data": record.source.fingerprint} | _settings(
+            own, record.side, record.dtype, record.flip, record.shard_images
+        )
+        wanted = {"data": self.source.fingerprint, **self._settings}
+        for name, value in wanted.items():
             if found[name] != value:
                 raise ConfigError(
                     f"a cache of another {name} lies here: {found[name]}, not {value}",
@@ -116,11 +163,9 @@ class Work:
         return values * np.dtype(self.dtype).itemsize
 
 
-def _key(
-    data: str, autoencoder: str, side: int, dtype: str, flip: bool, shard: int
-) -> dict[str, Any]:
-    made_of = {"format": _FORMAT, "data": data, "autoencoder": autoencoder}
-    return {**made_of, "side": side, "dtype": dtype, "flip": flip, "shard": shard}
+def _settings(autoencoder: str, side: int, dtype: str, flip: bool, shard: int) -> dict[str, Any]:
+    made_by = {"autoencoder": autoencoder, "side": side}
+    return {**made_by, "dtype": dtype, "flip": flip, "shard": shard}
 
 
 def _refuse_numbers(side: int, shard_images: int, dtype: str) -> None:

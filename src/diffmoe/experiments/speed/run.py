@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffmoe.checkpoint import write_text
 from diffmoe.config import nearest
-from diffmoe.device import keep_freed_memory, resolve_device
+from diffmoe.device import keep_freed_memory, machine_of, resolve_device
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.speed.accelerator import ACCELERATOR_ROWS
 from diffmoe.experiments.speed.answer import Bench, Row
@@ -108,7 +108,7 @@ def _facts(setup: Bench, model: str, dense: str) -> dict[str, Any]:
         "dense": dense,
         "images": list(setup.images),
         "rounds": setup.rounds,
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else _processor(),
+        "device": machine_of(place)["device_name"],
         "threads": torch.get_num_threads(),
         "precision": str(setup.machine.dtype).removeprefix("torch."),
         "compile": setup.machine.compile,
@@ -120,16 +120,6 @@ def _facts(setup: Bench, model: str, dense: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -1,5 +1,6 @@
 """Images to files: kept in parts while others are drawn, then put together."""
 
+from diffmoe.sampling.output.checks import is_as_recorded
 from diffmoe.sampling.output.formats import FORMATS, output_of
 from diffmoe.sampling.output.pictures import contact_sheet, to_picture
 from diffmoe.sampling.output.place import refuse_place, refuse_unmovable, refuse_unwritable
@@ -11,6 +12,7 @@ __all__ = [
     "ImageRequest",
     "Output",
     "contact_sheet",
+    "is_as_recorded",
     "output_of",
     "refuse_place",
     "refuse_unmovable",

@@ -1,5 +1,6 @@
 """Samples as one `.npz` of the ADM protocol, written as a stream: no array is held as a whole."""
 
+import glob
 import hashlib
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffmoe.checkpoint import write_file
+from diffmoe.checkpoint import new_files, storage_errors
 from diffmoe.errors import StorageError
+from diffmoe.sampling.output.checks import is_record_of_npz, is_recorded_npz, npz_record
 from diffmoe.sampling.output.pictures import MOST_SHOWN, captioned
 from diffmoe.sampling.output.place import refuse_foreign, refuse_unwritable
 from diffmoe.sampling.output.records import (
@@ -40,14 +42,20 @@ class NpzFile:
 
     def refuse(self, target: Path) -> None:
         """Raise StorageError unless the three files may be written: they are not there, or ours."""
-        files = (target, _record(target), self.sheet(target))
+        files = (target, npz_record(target), self.sheet(target))
         there = [file for file in files if file.exists() or file.is_symlink()]
-        ours = _is_ours(read_record(_record(target)))
+        ours = _is_ours(target)
         foreign = [file for file in there if not (ours and file.is_file())]
         refuse_foreign(foreign[0].name if foreign else "", target, "choose another file")
         if any(file.is_symlink() for file in there):
             raise StorageError(
                 "another file cannot replace a link", where=str(target), remedy="choose another"
+            )
+        if target in there and not any(is_recorded_npz(target, one) for one in _records(target)):
+            raise StorageError(
+                f"{target.name} is not what {npz_record(target).name} describes and would be lost",
+                where=str(target),
+                remedy="choose another file, or remove it",
             )
         refuse_unwritable(target.parent, target.name)
 
@@ -60,13 +68,9 @@ class NpzFile:
         return 2 * values
 
     def is_written(self, target: Path, request: str) -> bool:
-        """Whether the file is there, and its record says that it is of that request."""
-        record = read_record(_record(target))
-        try:
-            size = target.stat().st_size
-        except OSError:
-            return False
-        return (record.get("request"), record.get("bytes")) == (request, size)
+        """Whether the file is the one of its record, and that is of this request."""
+        record = read_record(npz_record(target))
+        return record.get("request") == request and is_recorded_npz(target, record)
 
     def write_part(
         self, folder: Path, pixels: UInt8[Tensor, "n C H W"], images: range, asked: ImageRequest
@@ -78,37 +82,57 @@ class NpzFile:
     def assemble(
         self, target: Path, parts: Sequence[DrawnPart], asked: ImageRequest, facts: dict[str, Any]
     ) -> None:
-        """Write the file in one rename, its record and then its sheet just before."""
-        self.refuse(target)
-        for file in (target, _record(target), self.sheet(target)):
-            sweep_asides(file)
+        """Write all three files aside, then put them into their places, the record last.
 
-        def write(aside: Path) -> None:
-            digest = _write_arrays(aside, parts, asked)
-            target.unlink(missing_ok=True)  # the record of its successor would be none of it
+        So a kill in between leaves no record beside a file that it describes by mistake, and the
+        record that is still set aside says whose the file is.
+        """
+        self.refuse(target)
+        record, sheet = npz_record(target), self.sheet(target)
+        _settle(target)
+        for file in (target, record, sheet):
+            sweep_asides(file)
+        with new_files(target, sheet, record) as (arrays, picture, text):
             said = {
                 **facts,
                 "format": self.name,
                 "class_names": list(asked.class_names),
-                "bytes": aside.stat().st_size,
-                "pixels_sha256": digest,
+                **_write_arrays(arrays, parts, asked),
+                "bytes": arrays.stat().st_size,
             }
-            write_file(_record(target), lambda p: write_record(p, said, "seeds", asked.seeds))
-            write_file(self.sheet(target), _sheet(parts, asked).save)  # the record calls it ours
-
-        write_file(target, write)
+            _sheet(parts, asked).save(picture)
+            write_record(text, said, "seeds", asked.seeds)
 
 
-def _record(target: Path) -> Path:
-    return target.with_suffix(".json")
+def _asides(target: Path) -> list[Path]:
+    """Records of files of that name that a kill has kept from their place."""
+    place = npz_record(target)
+    return sorted(place.parent.glob(f".tmp-{glob.escape(place.stem)}-{'?' * 8}{place.suffix}"))
 
 
-def _is_ours(record: dict[str, Any]) -> bool:
-    return record.get("format") == NpzFile.name and "pixels_sha256" in record
+def _records(target: Path) -> list[dict[str, Any]]:
+    """What a sampling says of a file of that name, beside it or set aside."""
+    found = map(read_record, (npz_record(target), *_asides(target)))
+    return [record for record in found if is_record_of_npz(record)]
 
 
-def _write_arrays(path: Path, parts: Sequence[DrawnPart], asked: ImageRequest) -> str:
-    """Write both arrays; returns the SHA-256 of the pixels."""
+def _is_ours(target: Path) -> bool:
+    """Whether a record says that a sampling wrote files of that name, and none lies in its way."""
+    place = npz_record(target)
+    return bool(_records(target)) and (not place.exists() or is_record_of_npz(read_record(place)))
+
+
+def _settle(target: Path) -> None:
+    """Give a file the record that a kill has kept from its place."""
+    for aside in _asides(target):
+        record = read_record(aside)
+        if is_record_of_npz(record) and is_recorded_npz(target, record):
+            with storage_errors(target.name, target):
+                aside.replace(npz_record(target))
+
+
+def _write_arrays(path: Path, parts: Sequence[DrawnPart], asked: ImageRequest) -> dict[str, str]:
+    """Write both arrays; returns the SHA-256 of the pixels and of the labels."""
     digest = hashlib.sha256()
     labels = np.asarray(asked.labels, dtype=np.int64)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -118,7 +142,8 @@ def _write_arrays(path: Path, parts: Sequence[DrawnPart], asked: ImageRequest) -
                 stream.write(pixels)
         with _entry(archive, "arr_1", labels.shape, labels.dtype.str) as stream:
             stream.write(labels.tobytes())
-    return digest.hexdigest()
+    of_labels = hashlib.sha256(labels.tobytes()).hexdigest()
+    return {"pixels_sha256": digest.hexdigest(), "labels_sha256": of_labels}
 
 
 def _entry(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], kind: str) -> IO[bytes]:

@@ -1,5 +1,6 @@
 """Folders of samples: a picture for each image, or shards of the WebDataset layout."""
 
+import hashlib
 import io
 import json
 import os
@@ -17,10 +18,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffmoe.checkpoint import new_folder
+from diffmoe.checkpoint import digest, new_folder
+from diffmoe.errors import StorageError
+from diffmoe.sampling.output.checks import are_recorded, are_whole
 from diffmoe.sampling.output.pictures import MOST_SHOWN, captioned, to_picture
 from diffmoe.sampling.output.place import RECORD, SHEET, listed, refuse_place
 from diffmoe.sampling.output.records import (
+    UNREADABLE,
     DrawnPart,
     ImageRequest,
     file_name,
@@ -32,6 +36,8 @@ from diffmoe.sampling.output.records import (
 __all__ = ["PictureFolder", "TarShards"]
 
 _SHARD = 1000  # images of a shard
+_LOOKED_AT = 64  # files that are read to tell whether a folder is there as it was written
+_PICTURES = "pictures.json"  # of a part: size and hash of each PNG
 
 
 class _Folder(ABC):
@@ -59,21 +65,29 @@ class _Folder(ABC):
         return 0
 
     def is_written(self, target: Path, request: str) -> bool:
-        """Whether the folder is of that request and no file of its record is missing."""
+        """Whether the folder is of that request, and its files are those of its record.
+
+        Of every file the size is compared; of some, evenly spread, all that they hold.
+        """
         record = read_record(target / RECORD)
         files = listed(record)
         return (
             (record.get("request"), record.get("format")) == (request, self.name)
             and bool(files)
-            and all(_is_whole(target / entry["file"], entry.get("bytes")) for entry in files)
+            and are_whole(target, files)
+            and are_recorded(target, _spread(files))
         )
 
     def write_part(
         self, folder: Path, pixels: UInt8[Tensor, "n C H W"], images: range, asked: ImageRequest
     ) -> None:
-        """Keep each image as a PNG."""
+        """Keep each image as a PNG, and their hashes, so that none is read for them."""
+        made = {}
         for image, values in zip(images, pixels, strict=True):
-            to_picture(values).save(folder / _name(image, asked))
+            name, content = _name(image, asked), _png(values)
+            (folder / name).write_bytes(content)
+            made[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / _PICTURES).write_text(json.dumps(made))
 
     def assemble(
         self, target: Path, parts: Sequence[DrawnPart], asked: ImageRequest, facts: dict[str, Any]
@@ -100,7 +114,12 @@ class PictureFolder(_Folder):
         """Give the files of the parts a second name each: nothing is copied."""
         for image, file in _files(parts, asked):
             _link(file, folder / _name(image, asked))
-        return ({"file": _name(i, asked), **asked.facts(i)} for i in range(len(asked)))
+        return (
+            {"file": _name(image, asked), **asked.facts(image), **made[_name(image, asked)]}
+            for part in parts
+            for made in [_made(part)]
+            for image in part.images
+        )
 
 
 class TarShards(_Folder):
@@ -119,10 +138,9 @@ class TarShards(_Folder):
             members = list(islice(files, _SHARD))
             path = folder / f"shard-{number:06d}.tar"
             _write_shard(path, members, asked)
-            size = path.stat().st_size
-            seeds = [asked.seeds[image] for image, _ in members]
-            facts = {"file": path.name, "images": len(members), "bytes": size, "seeds": seeds}
-            entries.append(facts)
+            size, total = path.stat().st_size, digest(path)
+            facts = {"file": path.name, "images": len(members), "bytes": size, "sha256": total}
+            entries.append(facts | {"seeds": [asked.seeds[image] for image, _ in members]})
         return entries
 
 
@@ -159,11 +177,29 @@ def _link(file: Path, name: Path) -> None:
         shutil.copyfile(file, name)
 
 
-def _is_whole(file: Path, size: int | None) -> bool:
+def _spread(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first file, the last and some between them."""
+    places = np.linspace(0, len(files) - 1, min(_LOOKED_AT, len(files))).round()
+    return [files[int(place)] for place in places]
+
+
+def _png(values: UInt8[Tensor, "C H W"]) -> bytes:
+    stream = io.BytesIO()
+    to_picture(values).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _made(part: DrawnPart) -> dict[str, Any]:
+    """Size and hash of each PNG of a part, by name."""
     try:
-        return file.stat().st_size == size if size is not None else file.is_file()
-    except OSError:
-        return False
+        made: dict[str, Any] = json.loads((part.folder / _PICTURES).read_text())
+    except UNREADABLE as error:
+        raise StorageError(
+            f"a part does not say what its pictures are: {_PICTURES} cannot be read",
+            where=str(part.folder),
+            remedy="remove the part and run the same command again",
+        ) from error
+    return made
 
 
 def _sheet(parts: Sequence[DrawnPart], asked: ImageRequest) -> Image.Image:

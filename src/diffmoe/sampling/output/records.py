@@ -36,8 +36,10 @@ class ImageRequest:
         return len(self.labels)
 
     def caption(self, image: int) -> str:
-        """What stands below an image on the sheet."""
-        return f"class {self.labels[image]}\nseed {self.seeds[image]}"
+        """What stands below an image on the sheet: the name of its class, and its seed."""
+        name = " ".join(self.class_names[self.labels[image]].split())  # in one line
+        said = f"class {self.labels[image]}" if not name or name.isdecimal() else name
+        return f"{said}\nseed {self.seeds[image]}"
 
     def facts(self, image: int) -> dict[str, Any]:
         """Label and seed of an image."""
