@@ -253,3 +253,12 @@ def test_pictures_without_labels_are_nothing_to_train_on(images: Path) -> None:
 def test_images_have_the_channels_of_the_model(images: Path, make_config) -> None:
     assert open_source(make_config(images)).shape == (1, 8, 8)
     assert open_source(make_config(images, channels=3, out_channels=3)).shape == (3, 8, 8)
+
+
+def test_images_beside_the_classes_are_told(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    count = len(opened(images))
+    assert not caplog.records
+    for name in ("loose.png", "other.jpg", "notes.txt"):
+        (images / name).write_bytes(b"x")
+    assert len(opened(images)) == count
+    assert "2 images beside the class folders of" in caplog.text

@@ -200,3 +200,11 @@ def test_classes_in_folders_win_over_an_archive_beside_them(images: Path) -> Non
 def test_training_reads_shards(tmp_path: Path, make_config) -> None:
     source = open_source(make_config(two(tmp_path / "set")))
     assert source.labels.tolist() == [0, 1, 4, 2] and source.load(1, False).shape == (1, 8, 8)
+
+
+def test_a_folder_without_pictures_beside_shards_hides_none_of_them(tmp_path: Path) -> None:
+    folder = two(tmp_path / "shards")
+    wanted = read(open_pictures(folder))
+    (folder / "a-latents").mkdir()
+    (folder / "a-latents" / "cache.json").write_text("{}")
+    assert read(open_pictures(folder)) == wanted

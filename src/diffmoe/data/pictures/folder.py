@@ -1,5 +1,6 @@
 """Pictures in a folder: one sub-folder for each class, numbered in the order of their names."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ from diffmoe.data.pictures.pictures import (
 )
 from diffmoe.errors import DataError
 
-__all__ = ["FolderPictures", "Listing", "listing"]
+__all__ = ["FolderPictures", "Listing", "holds_classes", "listing"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Listing(NamedTuple):
@@ -84,9 +87,24 @@ def listing(folder: Path, *, labelled: bool) -> Listing:
     if not any(found.values()):
         return Listing(_loose(folder, labelled), None, ())
     _refuse_empty(folder, found)
+    _tell_of_loose(folder)
     paths = [os.path.relpath(path, folder) for images in found.values() for path in images]
     labels = [label for label, images in enumerate(found.values()) for _ in images]
     return Listing(paths, torch.tensor(labels), tuple(map(printable, found)))
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether a sub-folder holds a picture."""
+    return any(next(_images(folder / name), None) for name in _classes(folder))
+
+
+def _tell_of_loose(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        loose = sum(_is_image(entry) for entry in entries)
+    if loose:
+        _LOG.warning(
+            "%d images beside the class folders of %s are of no class and left out", loose, folder
+        )
 
 
 def _classes(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from diffmoe.data.pictures.archive import ArchivePictures, by_folders
-from diffmoe.data.pictures.folder import FolderPictures, listing
+from diffmoe.data.pictures.folder import FolderPictures, holds_classes, listing
 from diffmoe.data.pictures.hub import HubPictures
 from diffmoe.data.pictures.hub_files import is_saved, parquet_files
 from diffmoe.data.pictures.pictures import Pictures, UnfitPlace
@@ -67,11 +67,11 @@ def _of_folder(folder: Path, labelled: bool) -> Pictures:
     files = parquet_files(folder)
     if files:
         return HubPictures(folder, files, labelled=labelled)
+    tars = sorted(p for p in folder.glob("*.tar") if not p.name.startswith("."))
+    if tars and not holds_classes(folder):  # a cache may lie beside the shards it was made of
+        return shards(tars, map(tar_members, tars), labelled=labelled)
     if any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir()):
         return FolderPictures(folder, listing(folder, labelled=labelled))
-    tars = sorted(p for p in folder.glob("*.tar") if not p.name.startswith("."))
-    if tars:
-        return shards(tars, map(tar_members, tars), labelled=labelled)
     if (folder / RECORD).exists():
         return SampledPictures(folder, labelled=labelled)
     return FolderPictures(folder, listing(folder, labelled=labelled))
