@@ -187,7 +187,7 @@ def test_the_model_is_left_as_it_was() -> None:
         ([3], [-1], "seed -1 is out of range"),
         ([3], [2**63], "seed 9223372036854775808 is out of range"),
         ([3], [0.5], "seed 0.5 is no whole number"),
-        ([3, 3], [0], "2 labels and 1 seeds do not pair up"),
+        ([3, 3], [0], "2 labels and 1 seed do not pair up"),
         ([], [], "no images are asked for"),
     ],
 )
