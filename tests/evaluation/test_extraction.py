@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffmoe.errors import ConfigError
+from diffmoe.errors import ConfigError, DataError
 from diffmoe.evaluation import (
     PART,
     Described,
@@ -158,6 +158,14 @@ def test_only_the_adm_protocol_gives_its_name(
     assert ("fid_adm50k" in names) == (change == "")
     assert ("sfid_adm50k" in names) == (change == "")
     assert any(name.startswith("fd_inception@") for name in names) == (change != "")
+
+
+def test_a_network_that_sees_nothing_is_refused(tmp_path: Path) -> None:
+    found = described(images(tmp_path, count=600), tmp_path)
+    dead = Moments.of(torch.ones(600, 6))
+    reference = completed(Reference("r", images(tmp_path, 1, count=600), dead), found)
+    with pytest.raises(DataError, match="network small says the same of every image"):
+        measure(found, reference, "small", "x")
 
 
 def test_sizes_must_agree(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from diffmoe.errors import ConfigError
+from diffmoe.errors import ConfigError, DataError
 from diffmoe.evaluation.extraction import Described
 from diffmoe.evaluation.frechet import frechet_caution, frechet_distance
 from diffmoe.evaluation.metrics import Estimate, kernel_distance
@@ -66,6 +66,12 @@ def measure(samples: Described, reference: Reference, network: str, fingerprint:
     """
     assert reference.pooled is not None  # `completed` has seen to it
     refuse_sizes(samples.side, reference)
+    if not reference.pooled.covariance.trace() > 0:
+        raise DataError(
+            f"network {network} says the same of every image of the reference",
+            where=reference.place,
+            remedy="look whether its images differ and whether its weights are what they should be",
+        )
     is_adm = (
         reference.is_adm256 and fingerprint.startswith(ADM_NETWORK) and samples.count == ADM_SAMPLES
     )
