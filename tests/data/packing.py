@@ -5,7 +5,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
+
+from diffmoe.data import open_pictures
+from diffmoe.errors import DataError
 
 
 def png(shade: int, size: int = 9) -> bytes:
@@ -37,3 +41,12 @@ def files_of(folder: Path, prefix: str = "") -> list[tuple[str, bytes]]:
     """All files below a folder, in an order that is not that of their names."""
     paths = sorted((p for p in folder.rglob("*") if p.is_file()), reverse=True)
     return [(prefix + p.relative_to(folder).as_posix(), p.read_bytes()) for p in paths]
+
+
+def refused(path: Path, said: str, *, labelled: bool = True) -> str:
+    """The one sentence, naming the path, with which pictures there are refused."""
+    with pytest.raises(DataError, match=said) as caught:
+        open_pictures(path, labelled=labelled)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message

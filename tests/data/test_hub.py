@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data.packing import png
+from data.packing import png, refused
 from diffmoe.data import Pictures, open_pictures, open_source
 from diffmoe.errors import ConfigError, DataError, StorageError
 
@@ -80,14 +80,6 @@ WRITERS: dict[str, Callable[[Any, Path], Path]] = {
     "parquet": parquet,
     "one_file": one_file,
 }
-
-
-def refused(path: Path, said: str, *, labelled: bool = True) -> str:
-    with pytest.raises(DataError, match=said) as caught:
-        open_pictures(path, labelled=labelled)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message
-    return message
 
 
 def test_every_way_of_writing_gives_the_same_pictures(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.packing import png, tar_of
+from data.packing import png, refused, tar_of
 from diffmoe.data import Pictures, open_pictures, open_source
 from diffmoe.errors import DataError
 
@@ -40,14 +40,6 @@ def slow(folder: Path) -> list[tuple[bytes, int]]:
 def read(pictures: Pictures) -> list[tuple[bytes, int]]:
     assert pictures.labels is not None
     return [(pictures.read(i), label) for i, label in enumerate(pictures.labels.tolist())]
-
-
-def refused(path: Path, said: str, *, labelled: bool = True) -> str:
-    with pytest.raises(DataError, match=said) as caught:
-        open_pictures(path, labelled=labelled)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message
-    return message
 
 
 def test_shards_are_read_in_the_order_of_their_names_and_keys(tmp_path: Path) -> None:
