@@ -422,6 +422,8 @@ def test_two_evaluations_side_by_side(home: Path, capsys: pytest.CaptureFixture[
     assert main(["compare", str(a.path), str(b)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("protocol: the same") and "sampling" in said
+    (kernel,) = (line for line in said.splitlines() if line.startswith("inception_score"))
+    assert kernel.count("±") == 2
     assert compare(a.path, b).is_fair
     apart = {"protocol__reference__sha256": "00", "protocol__settings__neighbours": 5}
     c = changed(a.path, home / "c.json", **apart)

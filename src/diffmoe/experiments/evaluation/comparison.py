@@ -55,7 +55,8 @@ class Comparison:
             if a is not None and b is not None:
                 apart = f"{b - a:>+16.5g}"
                 ratio = f"{b / a:>10.3f}" if a else ""
-            yield f"{name:<{width}}{_number(a)}{_number(b)}{apart}{ratio}".rstrip()
+            spread = self.deviations.get(name, (None, None))
+            yield f"{name:<{width}}{_number(a)}{_number(b)}{apart}{ratio}{_spread(spread)}".rstrip()
 
 
 def compare(first: Path | str, second: Path | str) -> Comparison:
@@ -134,6 +135,12 @@ def _table(title: str, rows: dict[str, tuple[Any, Any]]) -> list[str]:
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+
+
+def _spread(deviations: tuple[float | None, float | None]) -> str:
+    """What both numbers vary by, where they are of several parts: a ratio may be noise."""
+    known = ["-" if one is None else f"{one:.2g}" for one in deviations]
+    return "" if known == ["-", "-"] else f"  (± {known[0]}, ± {known[1]})"
 
 
 def _number(value: float | None) -> str:
