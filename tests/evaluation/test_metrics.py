@@ -100,15 +100,6 @@ def test_parts_in_any_order_give_the_score_of_the_whole(
     assert_equal(summed(parts, **how).estimate(), inception_score(PROBABILITIES, **how))
 
 
-def test_processes_merge() -> None:
-    one, other = summed([(0, 9), (20, 30)]), summed([(30, 47), (9, 20)])
-    one.merge(InceptionScoreSums(47))
-    empty = InceptionScoreSums(47)
-    empty.merge(other)
-    one.merge(empty)
-    assert_equal(one.estimate(), inception_score(PROBABILITIES))
-
-
 def test_sure_probabilities_in_single_precision_are_summed_in_double() -> None:
     sure = torch.eye(7).repeat(30, 1)
     sums = InceptionScoreSums(210)
@@ -125,8 +116,6 @@ def test_a_sample_counts_once() -> None:
     sums = summed([(0, 20)])
     with pytest.raises(DataError, match="3 samples would count twice"):
         sums.add(17, PROBABILITIES[17:30])
-    with pytest.raises(DataError, match="5 samples would count twice"):
-        sums.merge(summed([(15, 25)]))
     with pytest.raises(DataError, match="27 of 47 samples are missing"):
         sums.estimate()
     sums.add(20, PROBABILITIES[20:])
@@ -137,12 +126,6 @@ def test_a_sample_counts_once() -> None:
 def test_a_sample_outside_of_the_set_is_refused(start: int) -> None:
     with pytest.raises(ConfigError, match="are not among 47"):
         InceptionScoreSums(47).add(start, PROBABILITIES[:10])
-
-
-@pytest.mark.parametrize("how", [{"splits": 3}, {"seed": 1}])
-def test_other_splits_do_not_merge(how: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="other sets or splits cannot be merged"):
-        summed([(0, 9)]).merge(summed([(9, 47)], **how))
 
 
 def test_what_cannot_be_summed_is_refused() -> None:

@@ -110,16 +110,6 @@ class InceptionScoreSums:
             torch.zeros_like(self._information).index_add(0, split, information),
         )
 
-    def merge(self, other: "InceptionScoreSums") -> None:
-        """Take in the samples of other sums: of another process, for one."""
-        if not torch.equal(self._split, other._split):
-            raise ConfigError(
-                "inception scores of other sets or splits cannot be merged",
-                remedy="give all parts the same number of samples, splits and seed",
-            )
-        if other._probability is not None:
-            self._take(other._seen, other._probability, other._information)
-
     def estimate(self) -> Estimate:
         """The score; raises DataError as long as samples are missing."""
         missing = int((~self._seen).sum())

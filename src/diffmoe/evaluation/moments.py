@@ -1,8 +1,6 @@
 """Mean and covariance of features that arrive in parts: memory does not grow with their number."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -36,11 +34,6 @@ class Moments:
                 f"{len(features)} images are too few for a covariance", remedy="give two or more"
             )
         return cls._of_part(features)
-
-    @classmethod
-    def merged(cls, parts: Iterable["Moments"]) -> "Moments":
-        """The moments of all images behind several moments: of all ranks, for one."""
-        return reduce(cls.merge, parts)
 
     @classmethod
     def from_arrays(cls, mu: np.ndarray, sigma: np.ndarray, count: int | None = None) -> "Moments":
