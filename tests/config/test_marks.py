@@ -41,14 +41,22 @@ MARKS = {
         """seed global_batch learning_rate betas weight_decay warmup_steps decay_steps clip_norm
         ema_decay label_dropout precision""",
     ),
-    "extend": named("loop", "steps log_every checkpoint_every keep_checkpoints")
+    "extend": named(
+        "loop",
+        """steps log_every checkpoint_every keep_checkpoints keep_every max_bad_in_a_row rewinds
+        spike_sigma""",
+    )
+    | named("data", "on_bad_sample max_bad_share")
     | named(
         "sampling",
         """sampler steps guidance guidance_start guidance_end guidance_pool guided_channels
         selection policy gamma capacity capacity_level batch pool_images max_capacity shared_step
         rtol atol eta weights precision""",
     ),
-    "machine": named("machine", "device micro_batch workers activation_checkpointing compile")
+    "machine": named(
+        "machine",
+        "device micro_batch workers activation_checkpointing compile background_saves",
+    )
     | {"data.path", "codec.path"},
 }
 

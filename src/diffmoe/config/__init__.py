@@ -1,5 +1,14 @@
 """What a run is: frozen records, their cross-checks and their text form."""
 
+from diffmoe.config.data import (
+    SD_VAE,
+    AutoencoderCodec,
+    CodecConfig,
+    DataConfig,
+    DigitsData,
+    FolderData,
+    PixelCodec,
+)
 from diffmoe.config.model import (
     ROUTER_OPTIONS,
     BatchPool,
@@ -11,18 +20,11 @@ from diffmoe.config.model import (
     register_options,
 )
 from diffmoe.config.run import (
-    SD_VAE,
-    AutoencoderCodec,
-    CodecConfig,
-    DataConfig,
     DDPMConfig,
-    DigitsData,
     FlowConfig,
-    FolderData,
     LoopConfig,
     MachineConfig,
     ObjectiveConfig,
-    PixelCodec,
     RunConfig,
     TrainingConfig,
 )

@@ -1,49 +1,24 @@
-"""What a training run is, and which of its fields may change when it is resumed.
-
-IDENTITY fields make the run what it is: a change is refused. EXTEND fields may change when a
-run goes on, MACHINE fields say where it runs and change no result beyond rounding. A mark on a
-group holds for all of its fields but those that carry their own.
-"""
+"""What a training run is, and which of its fields may change when it is resumed."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from diffmoe.config.checks import check_at_least, check_positive, check_within
+from diffmoe.config.data import CodecConfig, DataConfig
+from diffmoe.config.marks import EXTEND, IDENTITY, MACHINE
 from diffmoe.config.model import ModelConfig
 from diffmoe.config.sampling import SELECTING, SamplingConfig, refuse_idle
 from diffmoe.errors import ConfigError
 
 __all__ = [
-    "EXTEND",
-    "IDENTITY",
-    "MACHINE",
-    "SD_VAE",
-    "AutoencoderCodec",
-    "CodecConfig",
     "DDPMConfig",
-    "DataConfig",
-    "DigitsData",
     "FlowConfig",
-    "FolderData",
     "LoopConfig",
     "MachineConfig",
-    "Mark",
     "ObjectiveConfig",
-    "PixelCodec",
     "RunConfig",
     "TrainingConfig",
 ]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a change of a config field means for a run that exists."""
-
-    name: str
-
-
-IDENTITY, EXTEND, MACHINE = Mark("identity"), Mark("extend"), Mark("machine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,60 +64,6 @@ ObjectiveConfig = FlowConfig | DDPMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitsData:
-    """scikit-learn's 1,797 scans of hand-written digits, 8 x 8, 10 classes."""
-
-    kind: ClassVar[str] = "digits"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderData:
-    """Images or latents on disk.
-
-    Images are a folder with a sub-folder for each class, a .tar or .zip of one, WebDataset shards
-    (.tar), or a Hugging Face data set (`save_to_disk` or parquet). Latents are `latents.npy`
-    (N, C, H, W), or (N, 2, C, H, W) with each image and its mirror image, already scaled, beside
-    `labels.npy` (N,), or a cache that `diffmoe prepare` made of images.
-    """
-
-    kind: ClassVar[str] = "folder"
-    path: Annotated[Path | None, MACHINE] = None  # the folder or archive; None = not yet chosen
-    flip: bool = True  # mirror half of the images at random
-
-
-DataConfig = DigitsData | FolderData
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelCodec:
-    """The model works on pixels in [-1, 1]."""
-
-    kind: ClassVar[str] = "pixels"
-    factor: ClassVar[int] = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderCodec:
-    """The model works on the latents of a diffusers `AutoencoderKL`."""
-
-    kind: ClassVar[str] = "autoencoder"
-    path: Annotated[str, MACHINE]  # folder or hub name of the autoencoder
-    factor: int  # image side / latent side
-    scale: float  # latents are multiplied by this after the shift
-    shift: float  # subtracted from latents before scaling
-
-    def __post_init__(self) -> None:
-        check_positive("codec", self, "factor", "scale")
-        check_within(-1000, 1000, "codec", self, "shift")
-
-
-CodecConfig = PixelCodec | AutoencoderCodec
-
-# The autoencoder of the paper's runs (App. B), and the one home of its scale.
-SD_VAE = AutoencoderCodec(path="stabilityai/sd-vae-ft-mse", factor=8, scale=0.18215, shift=0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Optimizer and everything else that shapes the weights."""
 
@@ -184,9 +105,16 @@ class LoopConfig:
     log_every: int = 100  # steps between two lines of metrics
     checkpoint_every: int = 10_000  # steps between two checkpoints
     keep_checkpoints: int = 2  # newest checkpoints kept
+    keep_every: int | None = None  # also kept for good: each of so many steps; None = none
+    max_bad_in_a_row: int = 10  # steps in a row whose loss or gradient is not finite, then it stops
+    rewinds: int = 0  # times that it goes back to a checkpoint instead, past the data that did it
+    spike_sigma: float = 6.0  # a loss so many deviations above the usual is noted as a spike
 
     def __post_init__(self) -> None:
-        check_within(1, 10**9, "loop", self, *vars(self))
+        counts = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every")
+        check_within(1, 10**9, "loop", self, *counts, "max_bad_in_a_row")
+        check_within(0, 10**6, "loop", self, "rewinds")
+        check_positive("loop", self, "spike_sigma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +126,7 @@ class MachineConfig:
     workers: int = 0  # processes that read images
     activation_checkpointing: bool = False  # recompute blocks in backward to save memory
     compile: bool = False  # torch.compile the model
+    background_saves: bool = True  # write checkpoints while training goes on; takes a copy's memory
 
     def __post_init__(self) -> None:
         check_within(0, 1024, "machine", self, "workers")

@@ -12,14 +12,10 @@ import cattrs
 import yaml
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
+from diffmoe.config.data import CodecConfig, DataConfig
+from diffmoe.config.marks import Mark
 from diffmoe.config.model import ROUTER_OPTIONS, RouterOptions
-from diffmoe.config.run import (
-    CodecConfig,
-    DataConfig,
-    Mark,
-    ObjectiveConfig,
-    RunConfig,
-)
+from diffmoe.config.run import ObjectiveConfig, RunConfig
 from diffmoe.errors import ConfigError, StorageError
 
 __all__ = [

@@ -1,0 +1,77 @@
+"""What a run is trained on, and what turns its images into what the model sees."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from diffmoe.config.checks import check_positive, check_within
+from diffmoe.config.marks import EXTEND, MACHINE
+
+__all__ = [
+    "SD_VAE",
+    "AutoencoderCodec",
+    "CodecConfig",
+    "DataConfig",
+    "DigitsData",
+    "FolderData",
+    "PixelCodec",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsData:
+    """scikit-learn's 1,797 scans of hand-written digits, 8 x 8, 10 classes."""
+
+    kind: ClassVar[str] = "digits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData:
+    """Images or latents on disk.
+
+    Images are a folder with a sub-folder for each class, a .tar or .zip of one, WebDataset shards
+    (.tar), or a Hugging Face data set (`save_to_disk` or parquet). Latents are `latents.npy`
+    (N, C, H, W), or (N, 2, C, H, W) with each image and its mirror image, already scaled, beside
+    `labels.npy` (N,), or a cache that `diffmoe prepare` made of images.
+    """
+
+    kind: ClassVar[str] = "folder"
+    path: Annotated[Path | None, MACHINE] = None  # the folder or archive; None = not yet chosen
+    flip: bool = True  # mirror half of the images at random
+    on_bad_sample: Annotated[Literal["error", "replace"], EXTEND] = "error"  # a damaged one
+    max_bad_share: Annotated[float, EXTEND] = 1e-3  # share of the samples that may be replaced
+
+    def __post_init__(self) -> None:
+        check_within(0, 1, "data", self, "max_bad_share")
+
+
+DataConfig = DigitsData | FolderData
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelCodec:
+    """The model works on pixels in [-1, 1]."""
+
+    kind: ClassVar[str] = "pixels"
+    factor: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderCodec:
+    """The model works on the latents of a diffusers `AutoencoderKL`."""
+
+    kind: ClassVar[str] = "autoencoder"
+    path: Annotated[str, MACHINE]  # folder or hub name of the autoencoder
+    factor: int  # image side / latent side
+    scale: float  # latents are multiplied by this after the shift
+    shift: float  # subtracted from latents before scaling
+
+    def __post_init__(self) -> None:
+        check_positive("codec", self, "factor", "scale")
+        check_within(-1000, 1000, "codec", self, "shift")
+
+
+CodecConfig = PixelCodec | AutoencoderCodec
+
+# The autoencoder of the paper's runs (App. B), and the one home of its scale.
+SD_VAE = AutoencoderCodec(path="stabilityai/sd-vae-ft-mse", factor=8, scale=0.18215, shift=0.0)
