@@ -14,13 +14,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from diffmoe.config import AutoencoderCodec, PixelCodec, RunConfig
+from data.posteriors import CODEC, IDENTITY, LABELS, MOMENTS, write_cache
+from diffmoe.config import PixelCodec, RunConfig
 from diffmoe.data import (
     CACHE,
-    CacheRecord,
     CacheSource,
-    Encoder,
-    Origin,
     Skipped,
     open_source,
     read_record,
@@ -36,45 +34,6 @@ from diffmoe.randomness import normals, permutation, uniforms
 
 # A machine with one core is warned that two workers are many.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-
-IDENTITY = "AutoencoderKL sha256:0123456789abcdef scale 0.5 shift 0.25"
-CODEC = AutoencoderCodec(path="some-one/not-at-hand", factor=2, scale=0.5, shift=0.25)
-SIZES = (4, 0, 3)  # images of each shard; all of the second were left out
-MOMENTS = np.random.default_rng(0).normal(size=(7, 2, 2, 5, 4, 4)).astype(np.float32)
-LABELS = np.array([0, 2, 1, 1, 0, 2, 2])
-
-
-def write_cache(
-    folder: Path,
-    *,
-    dtype: Any = "float32",
-    flip: bool = True,
-    sizes: tuple[int, ...] = SIZES,
-    **changes: Any,
-) -> Path:
-    """A cache of 7 images in the classes bird, cat and dog."""
-    folder.mkdir()
-    shards, first = [], 0
-    for number, size in enumerate(sizes):
-        part = slice(first, first + size)
-        moments = MOMENTS[part, : 1 + flip].astype(dtype)
-        index = np.arange(7)[part]
-        shards.append(write_shard(folder / shard_file(number), moments, LABELS[part], index))
-        first += size
-    facts: dict[str, Any] = {
-        "autoencoder": Encoder(IDENTITY, "some/place", 5, 2, 0.5, 0.25),
-        "source": Origin("7 images sha256:00", "images", 7),
-        "side": 8,
-        "dtype": dtype,
-        "flip": flip,
-        "shard_images": 4,
-        "shards": tuple(shards),
-        "labels": write_labels(folder, LABELS),
-        "class_names": ("bird", "cat", "dog"),
-        "skipped": (),
-    }
-    write_record(folder, CacheRecord(**(facts | changes)))
-    return folder
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from diffmoe.data.image_source import ImageSource
 from diffmoe.data.images import Notes, centre_crop, decode_exact, decode_image
 from diffmoe.data.latents import LatentSource
 from diffmoe.data.pictures import Pictures, SampledPictures, open_pictures
+from diffmoe.data.replacement import Replaced
 from diffmoe.data.source import Source, open_source
 from diffmoe.data.stream import Batch, stream
 
@@ -39,6 +40,7 @@ __all__ = [
     "Notes",
     "Origin",
     "Pictures",
+    "Replaced",
     "SampledPictures",
     "Shard",
     "Skipped",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffmoe.errors import DataError
@@ -90,7 +90,7 @@ def unreadable(index: int, name: str, error: Exception) -> DataError:
 def _opened(content: bytes, name: str, index: int) -> Iterator[Image.Image]:
     """An image whose header was read; what fails inside the block fails as this image."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _whole_images():
             warnings.simplefilter("ignore")  # damaged metadata harms no pixel
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if not content:
@@ -100,6 +100,17 @@ def _opened(content: bytes, name: str, index: int) -> Iterator[Image.Image]:
                 yield image
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise unreadable(index, name, error) from error
+
+
+@contextmanager
+def _whole_images() -> Iterator[None]:
+    """Have Pillow refuse cut-off images, even in a program that told it to fill them up."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmoe.data.fingerprint import fingerprint, spread
+from diffmoe.data.labels import refuse_outside
 from diffmoe.data.pictures import class_names_of
 from diffmoe.errors import ConfigError, DataError
 
@@ -30,8 +31,14 @@ class LatentSource:
     def __init__(self, folder: Path, *, classes: int, flip: bool) -> None:
         self._path = folder / LATENTS
         self._check_shape(flip)
+        self._size = self._path.stat().st_size
         self.labels = _labels(folder / LABELS, len(self._array))
-        _check_range(self.labels, classes, folder / LABELS)
+        refuse_outside(
+            self.labels,
+            classes,
+            str(folder / LABELS),
+            "correct the label or set --model.num-classes",
+        )
         used = int(self.labels.max()) + 1
         self.class_names = class_names_of(folder / NAMES, used, classes)
         self.shape = self._array.shape[-3:]
@@ -56,6 +63,7 @@ class LatentSource:
 
     def load(self, index: int, flip: bool) -> Float[Tensor, "C H W"]:
         """One latent, of the mirror image if `flip`; raises DataError if it is not usable."""
+        self._refuse_cut(index)
         entry = self._array[index]
         entry = entry[int(flip)] if entry.ndim == 4 else entry
         latent = torch.from_numpy(np.array(entry)).to(torch.float32)
@@ -64,6 +72,15 @@ class LatentSource:
         if latent.numel() > 1 and latent.min() == latent.max():
             raise self._damage(index, f"is constant ({latent.min():g}), as if never written")
         return latent
+
+    def _refuse_cut(self, index: int) -> None:
+        """Raise DataError if the file ends before a latent now: reading would kill the process."""
+        try:
+            lost = self._size - self._path.stat().st_size
+        except OSError as error:
+            raise self._damage(index, f"cannot be read ({error.strerror})") from error
+        if lost > (len(self) - 1 - index) * (self._array.nbytes // len(self)):
+            raise self._damage(index, "is gone: the file was cut off since it was opened")
 
     def _damage(self, index: int, what: str) -> DataError:
         return DataError(
@@ -122,18 +139,3 @@ def _labels(path: Path, count: int) -> Int[Tensor, " N"]:
     if labels.dtype.kind not in "iu":
         raise DataError(f"labels are {labels.dtype}", where=str(path), remedy="store integers")
     return torch.from_numpy(labels.astype(np.int64))
-
-
-def _check_range(labels: Tensor, classes: int, path: Path) -> None:
-    """Raise DataError for the first label that names no class."""
-    outside = ((labels < 0) | (labels >= classes)).nonzero()
-    if len(outside):
-        index = int(outside[0])
-        label = int(labels[index])
-        null = " (it is the null class of guidance, which no image may have)"
-        raise DataError(
-            f"label {label} of sample {index} is not in 0..{classes - 1}"
-            f"{null if label == classes else ''}",
-            where=str(path),
-            remedy="correct the label or set --model.num-classes",
-        )

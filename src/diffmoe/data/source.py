@@ -67,13 +67,18 @@ def _open(config: RunConfig) -> Source:
     if isinstance(config.data, DigitsData):
         return DigitsSource()
     folder = _folder(config.data)
-    if (folder / CACHE).exists():
+    if _is_named(folder / CACHE):
         return open_cache(folder, config)
     refuse_unfinished(folder)
-    if (folder / LATENTS).exists():
+    if _is_named(folder / LATENTS):
         return LatentSource(folder, classes=config.model.num_classes, flip=config.data.flip)
     pictures = open_pictures(folder, subject="data.path")
     return ImageSource(pictures, channels=_image_channels(config), side=config.image_size)
+
+
+def _is_named(path: Path) -> bool:
+    """Whether a name is there, be it a link that leads nowhere: what reads it says so."""
+    return path.exists() or path.is_symlink()
 
 
 def _folder(data: FolderData) -> Path:

@@ -2,7 +2,8 @@
 
 Sample n is entry n % N of the permutation of epoch n // N; its mirroring and its encoding noise
 are rows n of their streams. The size of a micro-batch, the number of processes that read and the
-point where a run was resumed change none of it.
+point where a run was resumed change none of it. A sample that is damaged is an error or, where the
+config says so, replaced by another one that depends on (seed, n) as well; it keeps its number.
 """
 
 import itertools
@@ -17,7 +18,9 @@ from torch.utils.data import Dataset
 
 from diffmoe.codec import Codec
 from diffmoe.config import AutoencoderCodec, FolderData, RunConfig
+from diffmoe.data.labels import refuse_unfit
 from diffmoe.data.loader import read_ahead
+from diffmoe.data.replacement import Reader, Replaced
 from diffmoe.data.source import Source
 from diffmoe.errors import ConfigError, DiffMoEError
 from diffmoe.randomness import normals, permutation, uniforms
@@ -31,6 +34,9 @@ class Batch(NamedTuple):
     x: Float[Tensor, "M C H W"]  # what the model sees, float32
     label: Int[Tensor, " M"]
     first: int
+    # Places in the data that the samples were read from; of a tuple, nobody needs the method.
+    index: tuple[int, ...] = ()  # type: ignore[assignment]
+    replaced: tuple[Replaced, ...] = ()  # the damaged samples, which others stand for here
 
 
 class _Read(NamedTuple):
@@ -40,6 +46,8 @@ class _Read(NamedTuple):
     label: Tensor
     first: int
     noise: Tensor | None
+    places: list[int]
+    replaced: list[Replaced]
 
 
 def stream(
@@ -53,8 +61,10 @@ def stream(
     """Endless micro-batches on a device, beginning with sample number `first`.
 
     Samples that are encoded already need no `codec`. Raises ConfigError at once if the codec does
-    not fit the model; a sample that cannot be read raises its error when its batch is due.
+    not fit the model, DataError if labels do not fit the samples and classes. A sample that can
+    neither be read nor replaced raises its error when its batch is due.
     """
+    refuse_unfit(source.labels, len(source), config.model.num_classes, type(source).__name__)
     samples = _Samples(config, source)
     encoder = None if source.encoded else codec
     if encoder is not None and encoder.channels not in (None, config.model.channels):
@@ -81,7 +91,8 @@ def _deliver(
         if encoder is not None:
             noise = None if read.noise is None else read.noise.to(device, non_blocking=True)
             x = encoder.encode(x, noise)
-        yield Batch(x, label, read.first)
+        index, replaced = tuple(read.places), tuple(Replaced(*one) for one in read.replaced)
+        yield Batch(x, label, read.first, index, replaced)
 
 
 class _Samples(Dataset[_Read | DiffMoEError]):
@@ -89,7 +100,7 @@ class _Samples(Dataset[_Read | DiffMoEError]):
 
     def __init__(self, config: RunConfig, source: Source) -> None:
         self._source, self._seed, self._count = source, config.training.seed, config.micro_batch
-        self._images: Tensor | None = getattr(source, "images", None)
+        self._reader = Reader(config, source)
         self._flip = isinstance(config.data, FolderData) and config.data.flip
         self._order = _Order(self._seed, len(source))
         draws = not source.encoded and isinstance(config.codec, AutoencoderCodec)
@@ -99,7 +110,7 @@ class _Samples(Dataset[_Read | DiffMoEError]):
     @property
     def in_memory(self) -> bool:
         """Whether reading costs nothing worth a loader."""
-        return self._images is not None
+        return self._reader.in_memory
 
     def __getitem__(self, first: int) -> _Read | DiffMoEError:
         """The micro-batch, or the error that its samples meet.
@@ -108,19 +119,17 @@ class _Samples(Dataset[_Read | DiffMoEError]):
         """
         index = self._order.indices(first, self._count)
         try:
-            x = self._load(first, index)
+            x, places, replaced = self._reader.read(first, index, self._flips(first))
         except DiffMoEError as error:
             return error
-        return _Read(x, self._source.labels[index], first, self._draw_noise(first))
+        label, noise = self._source.labels[places], self._draw_noise(first)
+        return _Read(x, label, first, noise, places.tolist(), replaced)
 
-    def _load(self, first: int, index: Tensor) -> Tensor:
-        if self._images is not None:
-            return self._images[index]
-        flips = [False] * self._count
-        if self._flip:
-            flips = (uniforms(self._seed, "flip", first, self._count)[:, 0] < 0.5).tolist()
-        pairs = zip(index.tolist(), flips, strict=True)
-        return torch.stack([self._source.load(i, flip) for i, flip in pairs])
+    def _flips(self, first: int) -> list[bool]:
+        if not self._flip:
+            return [False] * self._count
+        below: list[bool] = (uniforms(self._seed, "flip", first, self._count)[:, 0] < 0.5).tolist()
+        return below
 
     def _draw_noise(self, first: int) -> Tensor | None:
         if self._noise is None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from diffmoe.data.labels import refuse_outside
 from diffmoe.errors import DataError
 
 __all__ = [
@@ -214,7 +215,16 @@ def read_labels(folder: Path, record: CacheRecord) -> Int[Tensor, " N"]:
         ) from error
     if _digest(content) != record.labels:
         raise DataError(f"{LABELS} is damaged", where=str(place), remedy=AGAIN)
-    return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64))
+    labels = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64))
+    if tuple(labels.shape) != (record.count,):
+        raise DataError(
+            f"labels of shape {tuple(labels.shape)} do not fit the {record.count} images of"
+            f" {CACHE}",
+            where=str(place),
+            remedy=AGAIN,
+        )
+    refuse_outside(labels, len(record.class_names), str(place), AGAIN, null=False)
+    return labels
 
 
 def _digest(content: bytes) -> str:

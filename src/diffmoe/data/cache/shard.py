@@ -150,6 +150,8 @@ class Shards:
         if len(content) != self._bytes or zlib.crc32(content) != layout.sums[row, int(mirror)]:
             raise self._damage(number, index, "its checksum is another")
         values = np.frombuffer(content, self._record.dtype).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise self._damage(number, index, "it holds NaN or infinity")
         return torch.from_numpy(values).view(self._record.block)
 
     def _open(self, number: int) -> _File:

@@ -1,0 +1,106 @@
+"""The damaged samples that a run has met: listed once each, and no more of them than allowed."""
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffmoe.checkpoint import append_text
+from diffmoe.data import Replaced
+from diffmoe.errors import DataError, StorageError
+
+__all__ = ["BadSamples"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class BadSamples:
+    """`bad_samples.jsonl`: a line for each place in the data whose sample was replaced.
+
+    Places that an earlier part of the run listed count. Of `total` samples at most the share
+    `max_share` may be damaged: beyond it, here or in `note`, DataError.
+    """
+
+    def __init__(self, path: Path, total: int, max_share: float) -> None:
+        self._path, self._total, self._max_share = path, total, max_share
+        self._places = _listed(path, total)
+        self._refuse_too_many()
+
+    @property
+    def count(self) -> int:
+        """Damaged places known."""
+        return len(self._places)
+
+    def note(self, replaced: Iterable[Replaced]) -> None:
+        """List what was replaced, where it is new; StorageError if the disk is full."""
+        new: dict[int, Replaced] = {}
+        for one in replaced:
+            if one.place not in self._places:
+                new.setdefault(one.place, one)
+        if not new:
+            return
+        text = "".join(json.dumps(_line(one)) + "\n" for one in new.values())
+        append_text(self._path, "\n" + text if _is_cut(self._path) else text)
+        before = self.count
+        self._places |= new.keys()
+        self._tell(before, next(reversed(new.values())))
+        self._refuse_too_many()
+
+    def _tell(self, before: int, newest: Replaced) -> None:
+        """Warn of the first one and each time that their number has doubled: they may be many."""
+        if self.count.bit_length() > before.bit_length():
+            _LOG.warning(
+                "%d of %d samples are damaged and replaced by others: %s (all are listed in %s)",
+                *(self.count, self._total, newest.reason, self._path),
+            )
+
+    def _refuse_too_many(self) -> None:
+        if self.count / self._total > self._max_share:
+            raise DataError(
+                f"{self.count} of {self._total} samples are damaged, a larger share than"
+                f" data.max_bad_share {self._max_share:g} allows",
+                where=str(self._path),
+                remedy="mend the files listed there and remove the list, or set a larger"
+                " --data.max-bad-share",
+            )
+
+
+def _line(one: Replaced) -> dict[str, int | str]:
+    return {"place": one.place, "sample": one.sample, "used": one.used, "reason": one.reason}
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a kill or a full disk left the last line without its end."""
+    content = _content(path)
+    return bool(content) and not content.endswith(b"\n")
+
+
+def _listed(path: Path, total: int) -> set[int]:
+    """The places that lines of the file name; damaged lines name none."""
+    lines = [_place(text, total) for text in _content(path).split(b"\n") if text]
+    places = {place for place in lines if place is not None}
+    if None in lines:
+        _LOG.warning("%d of the %d lines of %s are damaged", lines.count(None), len(lines), path)
+    return places
+
+
+def _place(text: bytes, total: int) -> int | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    place = line.get("place") if isinstance(line, dict) else None
+    return place if type(place) is int and 0 <= place < total else None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StorageError(
+            f"cannot read the list of damaged samples ({error.strerror})",
+            where=str(path),
+            remedy="check the path and its permissions",
+        ) from error
