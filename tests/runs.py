@@ -1,5 +1,7 @@
 """Runs small enough to train in a test."""
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from diffmoe.checkpoint import RunFolder, newest_checkpoint
 from diffmoe.config import DDPMConfig, RunConfig
+from diffmoe.data import Batch
 from diffmoe.presets import preset
 from tiny import ROUTERS
 
@@ -53,6 +56,19 @@ def run_config(router: str = "batch_pool", objective: str = "flow", **changes: A
         small["sampling.sampler"] = "ancestral"
     named = {name.replace("__", "."): value for name, value in changes.items()}
     return changed(preset("digits-diffmoe"), small | named)
+
+
+def poisoned(
+    honest: Callable[..., Iterator[Batch]], *samples: int, value: float = math.nan
+) -> Callable[..., Iterator[Batch]]:
+    """A stream in which the micro-batches that hold some samples are multiplied by a value."""
+
+    def stream(*others: Any, **more: Any) -> Iterator[Batch]:
+        for batch in honest(*others, **more):
+            hit = any(batch.first <= n < batch.first + len(batch.x) for n in samples)
+            yield batch._replace(x=batch.x * value) if hit else batch
+
+    return stream
 
 
 def newest_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import children
-from diffmoe.checkpoint import RunFolder, load, load_tensors, verify, write
+from diffmoe.checkpoint import Content, RunFolder, load, load_tensors, verify, write
 from diffmoe.config import RunConfig, read_config, to_dict, to_yaml
 from diffmoe.errors import ConfigError, DiffMoEError, ExitCode, NoRunError, StorageError
 from diffmoe.training import new_state, state_parts
@@ -36,7 +36,7 @@ def made(path: Path, *steps: int, config: RunConfig | None = None) -> RunFolder:
             state.average.load_state_dict(state.model.state_dict())
             stir(state.model, seed=step + 1)
             parts, content = state_parts(state), to_dict(config)
-            write(folder.checkpoints, step, 16 * step, parts, content, TRAINED_ON)
+            write(folder.checkpoints, Content(step, 16 * step, parts, content, TRAINED_ON))
     return folder
 
 
@@ -81,7 +81,8 @@ def test_a_run_that_left_nothing_makes_room_for_another_config(
 
 def test_a_run_whose_checkpoint_was_lost_makes_no_room(tmp_path: Path) -> None:
     folder = made(tmp_path / "run")
-    folder.metrics.write_text('{"step": 2, "loss": 1.0}\n')  # checkpoint_every is 2
+    folder.metrics.write_text('{"step": 2, "loss": 1.0}\n')
+    folder.note_saved(2)
     other = changed(run_config(), {"training.learning_rate": 0.1})
     with pytest.raises(ConfigError, match=r"learning_rate 0\.003 -> 0\.1"):
         made(tmp_path / "run", config=other)
@@ -336,7 +337,7 @@ def test_a_run_tells_what_it_was_trained_on_as_far_as_its_checkpoint_knows(tmp_p
     folder = made(tmp_path / "run", 2)
     assert load(folder.path).trained_on == TRAINED_ON
     tensors = state_parts(new_state(run_config(), torch.device("cpu")))
-    write(folder.checkpoints, 4, 64, tensors, to_dict(run_config()))
+    write(folder.checkpoints, Content(4, 64, tensors, to_dict(run_config())))
     assert load(folder.path).trained_on == {}
 
 
@@ -450,7 +451,7 @@ def test_a_manifest_with_a_strange_config_is_one_sentence(content: object, tmp_p
     tensors = state_parts(new_state(run_config(), torch.device("cpu")))
     if content == {"a": "deep"}:
         content = json.loads('{"a": ' * 220 + "1" + "}" * 220)
-    write(folder.checkpoints, 2, 32, tensors, content)  # type: ignore[arg-type]
+    write(folder.checkpoints, Content(2, 32, tensors, content))  # type: ignore[arg-type]
     with pytest.raises(DiffMoEError) as caught:
         load(folder.path)
     assert len(str(caught.value).splitlines()) == 1 and "step-00000002" in str(caught.value)

@@ -1,5 +1,6 @@
 """Checkpoints are written whole or not at all, and no damage goes unseen."""
 
+import hashlib
 import json
 import logging
 import os
@@ -13,17 +14,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import children
 from diffmoe.checkpoint import (
+    Content,
+    abandon_later,
     find_checkpoint,
     newest_checkpoint,
+    newest_good,
     prune,
     read_part,
     verify,
     write,
 )
+from diffmoe.checkpoint.choice import held
 from diffmoe.checkpoint.files import digest, new_folder, sweep, write_text
 from diffmoe.errors import ExitCode, StorageError
 from long_record import hold
@@ -40,7 +46,7 @@ def parts(step: int, size: int = 3) -> dict[str, dict[str, Tensor]]:
 
 
 def saved(parent: Path, *steps: int) -> list[Path]:
-    return [write(parent, step, 16 * step, parts(step)) for step in steps]
+    return [write(parent, Content(step, 16 * step, parts(step))) for step in steps]
 
 
 def newest(parent: Path) -> int:
@@ -63,7 +69,6 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 def sealed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Edit a manifest and give it the digest that a forger would."""
-    import hashlib
 
     def forge(content: dict[str, Any]) -> None:
         del content["sha256"]
@@ -214,7 +219,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no files": lambda m: m.pop("files"),
     "unlisted": lambda m: m["files"].pop(EMA),
     "more": lambda m: m.update(more=1),
-    "schema 2": lambda m: m.update(schema=2),
+    "schema 1": lambda m: m.update(schema=1),
     "schema null": lambda m: m.update(schema=None),
     "schema list": lambda m: m.update(schema=[1]),
     "step text": lambda m: m.update(step="4"),
@@ -225,8 +230,18 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "step beyond counting": lambda m: m.update(step=10**30),
     "samples beyond counting": lambda m: m.update(samples=10**30),
     "origin null": lambda m: m.update(trained_on=None),
-    "origin empty": lambda m: m.update(trained_on={}),
     "origin list": lambda m: m.update(trained_on=["pixels"]),
+    "state null": lambda m: m.update(state=None),
+    "state text": lambda m: m.update(state={"bad_steps": "1"}),
+    "state true": lambda m: m.update(state={"bad_steps": True}),
+    "size text": lambda m: m["files"][EMA].update(bytes="1"),
+    "tensors list": lambda m: m.update(tensors=[]),
+    "tensor no row": lambda m: m["tensors"]["ema"].update(a=None),
+    "row too short": lambda m: m["tensors"]["ema"].update(a=["float32", [3]]),
+    "tensor in no file": lambda m: m["tensors"]["ema"].update(a=["float32", [3], {}]),
+    "tensor elsewhere": lambda m: m["tensors"]["ema"].update(a=["float32", [3], {"x": [0]}]),
+    "offsets of other axes": lambda m: m["tensors"]["ema"].update(a=["float32", [3], {EMA: []}]),
+    "offset below 0": lambda m: m["tensors"]["ema"].update(a=["float32", [3], {EMA: [-1]}]),
     "name of NUL": lambda m: m["files"].update({"a\0": m["files"][EMA]}),
     "name of half a letter": lambda m: m["files"].update({"\ud800": m["files"][EMA]}),
 }
@@ -270,17 +285,86 @@ def test_an_honest_edit_of_the_manifest_is_refused_too(tmp_path: Path) -> None:
 
 def test_a_missing_part_is_a_storage_error(tmp_path: Path) -> None:
     (path,) = saved(tmp_path, 4)
-    with pytest.raises(StorageError, match=r"cannot read other\.safetensors"):
+    with pytest.raises(StorageError, match="the checkpoint has no other"):
         read_part(path, "other")
 
 
-def test_a_manifest_from_before_the_origin_was_noted_is_read(tmp_path: Path) -> None:
-    (plain,) = saved(tmp_path / "plain", 4)
-    assert "trained_on" not in json.loads((plain / "manifest.json").read_text())
-    assert verify(plain).trained_on == {}
-    origin = {"codec": "pixels", "data": "3 digits"}
-    path = write(tmp_path / "noted", 4, 64, parts(4), {}, origin)
-    assert verify(path).trained_on == origin
+def test_origin_and_counters_come_back(tmp_path: Path) -> None:
+    origin, state = {"codec": "pixels", "data": "3 digits"}, {"bad_steps": 3, "mean": 0.1 + 0.2}
+    path = write(tmp_path, Content(4, 64, parts(4), {}, origin, state))
+    assert verify(path).trained_on == origin and verify(path).state == state
+
+
+# ---- tensors in pieces, as several processes write them
+
+WHOLE = torch.arange(24, dtype=torch.float64).view(4, 6)
+CUT = {
+    "left": (WHOLE[:, :2], [0, 0]),
+    "up": (WHOLE[:3, 2:], [0, 2]),
+    "low": (WHOLE[3:, 2:], [3, 2]),
+}
+
+
+def in_pieces(
+    parent: Path, cut: dict[str, tuple[Tensor, list[int]]], shape: list[int] | None = None
+) -> Path:
+    """A checkpoint whose tensor lies in pieces, each in a file of its own."""
+    (path,) = saved(parent, 4)
+    for name, (piece, _) in cut.items():
+        save_file({"a": piece.contiguous()}, path / f"{name}.safetensors")
+
+    def place(content: dict[str, Any]) -> None:
+        files = {f"{name}.safetensors": offsets for name, (_, offsets) in cut.items()}
+        content["tensors"]["model"] = {"a": ["float64", shape or [4, 6], files]}
+        for name in files:
+            facts = {"sha256": digest(path / name), "bytes": (path / name).stat().st_size}
+            content["files"][name] = facts
+
+    sealed(path, place)
+    return path
+
+
+def test_a_tensor_in_pieces_is_put_together(tmp_path: Path) -> None:
+    path = in_pieces(tmp_path, CUT)
+    manifest = verify(path)
+    assert torch.equal(read_part(path, "model")["a"], WHOLE)
+    digests = [digest(path / f"{name}.safetensors") for name in sorted(CUT)]
+    assert manifest.fingerprint("model") == hashlib.sha256("".join(digests).encode()).hexdigest()
+    assert manifest.fingerprint("ema") == digest(path / EMA)
+
+
+MISFITS: dict[str, tuple[dict[str, tuple[Tensor, list[int]]], list[int] | None]] = {
+    "a gap": ({name: CUT[name] for name in ("left", "up")}, None),
+    "an overlap": (CUT | {"low": (WHOLE[3:, 2:], [2, 2])}, None),
+    "over the edge": (CUT | {"low": (WHOLE[3:, 2:], [3, 4])}, None),
+    "other axes": (CUT | {"low": (WHOLE[3, 2:], [3, 2])}, None),
+    "another dtype": (CUT | {"low": (WHOLE[3:, 2:].float(), [3, 2])}, None),
+    "far more than there is": (CUT, [2**20, 2**20]),
+    "one that is too small": ({"left": CUT["left"]}, None),
+    "one that is moved": ({"left": (WHOLE, [0, 1])}, None),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_pieces_that_do_not_make_the_tensor_are_refused(name: str, tmp_path: Path) -> None:
+    cut, shape = MISFITS[name]
+    path = in_pieces(tmp_path, cut, shape)
+    verify(path)
+    with pytest.raises(
+        StorageError, match=r"not as its manifest says: (the pieces of )?a "
+    ) as caught:
+        read_part(path, "model")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("change", [{"more": torch.ones(2)}, {}], ids=["more", "less"])
+def test_a_file_of_other_tensors_than_the_manifest_names_is_refused(
+    change: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = in_pieces(tmp_path, {"left": (WHOLE, [0, 0])})
+    save_file({"a": WHOLE} | change if change else {"b": WHOLE}, path / "left.safetensors")
+    with pytest.raises(StorageError, match=r"left\.safetensors (has more|lacks a)"):
+        read_part(path, "model")
 
 
 # ---- which checkpoint is the newest
@@ -362,6 +446,39 @@ def test_pruning_never_prefers_a_damaged_later_one_to_what_was_just_written(
     assert not older.exists() and newest(tmp_path) == 5
 
 
+def test_pruning_keeps_milestones(tmp_path: Path) -> None:
+    last = saved(tmp_path, 5, 10, 15, 20, 25, 30)[-1]
+    prune(tmp_path, last, 1, 10)
+    assert names(tmp_path) == [10, 20, 30]
+
+
+def test_pruning_keeps_the_last_good_one(tmp_path: Path) -> None:
+    saved(tmp_path, 2, 4)
+    for step in (6, 8):
+        last = write(tmp_path, Content(step, 0, parts(step), state={"bad_in_a_row": step - 5}))
+    prune(tmp_path, last, 1)
+    assert names(tmp_path) == [4, 8]
+    found = newest_good(tmp_path)
+    assert found is not None and found[1].step == 4 and newest(tmp_path) == 8
+    flip(tmp_path / "step-00000004" / EMA, 60)
+    assert newest_good(tmp_path) is None
+
+
+def test_pruning_spares_what_is_being_read(tmp_path: Path) -> None:
+    first, last = saved(tmp_path, 2, 4)
+    with held(first):
+        prune(tmp_path, last, 1)
+        assert names(tmp_path) == [2, 4]
+    prune(tmp_path, last, 1)
+    assert names(tmp_path) == [4]
+
+
+def test_a_run_that_goes_back_gives_up_what_came_later(tmp_path: Path) -> None:
+    saved(tmp_path, 2, 4, 6)
+    abandon_later(tmp_path, 3)
+    assert names(tmp_path) == [2]
+
+
 def test_pruning_leaves_what_it_cannot_read(tmp_path: Path) -> None:
     unreadable, *_, last = saved(tmp_path, 2, 4, 6)
     (unreadable / "manifest.json").write_text("")
@@ -427,7 +544,7 @@ def test_a_file_limit_is_one_sentence_and_leaves_nothing(limit: int, tmp_path: P
 
     def starved() -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return str(write(tmp_path, 4, 64, parts(4, size=2500)))
+        return str(write(tmp_path, Content(4, 64, parts(4, size=2500))))
 
     kind, said = children.outcome(starved)
     assert kind == "StorageError"
@@ -582,7 +699,7 @@ def save_for_ever(parent: Path, first: int) -> Callable[[int], None]:
     def work(pipe: int) -> None:
         sweep(parent)
         for step in range(first, first + 10_000):
-            path = write(parent, step, step, parts(step, size=20_000))
+            path = write(parent, Content(step, step, parts(step, size=20_000)))
             os.write(pipe, f"{step}\n".encode())
             prune(parent, path, 2)
 

@@ -274,7 +274,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, undrawn: None) -> None
 
 def untrained(config: RunConfig, run: Path) -> Path:
     weights = build_model(config.model, 0).state_dict()
-    write(run / "checkpoints", 0, 0, {"model": weights, "ema": weights}, to_dict(config))
+    write(run / "checkpoints", Content(0, 0, {"model": weights, "ema": weights}, to_dict(config)))
     (run / "config.yaml").write_text(to_yaml(config))
     return run
 

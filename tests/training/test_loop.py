@@ -23,7 +23,6 @@ from diffmoe.errors import (
     DataError,
     DiffMoEError,
     ExitCode,
-    NonFiniteError,
     StoppedError,
     StorageError,
 )
@@ -33,7 +32,7 @@ from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
 
 SPEED = {"images_per_second", "peak_memory_gib"}
 TERMS = {"flow": {"mse"}, "ddpm": {"mse", "vb"}}
-ROUTED = {"capacity", "dead_experts"}
+ROUTED = {"capacity", "dead_experts", "poisoned_rows"}
 OWN = {
     "dense": set(),
     "token_choice": {"balance"} | ROUTED,
@@ -69,7 +68,13 @@ def test_a_line_tells_terms_routing_gradient_and_speed(
         for name in OWN[router] - {"balance", "predictor"}
         for i in range(2 if router != "dense" else 0)
     }
-    wanted = {"step", "loss", "gradient_norm"} | TERMS[objective] | OWN[router] | layers | SPEED
+    wanted = (
+        {"step", "loss", "gradient_norm", "bad_steps"}
+        | TERMS[objective]
+        | OWN[router]
+        | layers
+        | SPEED
+    )
     assert steps(tmp_path) == [2, 4]
     for line in lines(tmp_path):
         assert line.keys() == wanted
@@ -193,16 +198,17 @@ def signal_at(step: int, *numbers: int) -> Callable[..., Any]:
     return interrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_ends_the_step_saves_and_the_same_command_goes_on(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    number = signal.Signals[name]
     config = run_config(loop__steps=8, loop__checkpoint_every=100)
     train(config, tmp_path / "straight", progress=False)
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", signal_at(3, number))
-        with pytest.raises(StoppedError, match="after step 3, saved") as caught:
+        with pytest.raises(StoppedError, match=f"by {name} after step 3, saved") as caught:
             train(config, tmp_path / "stopped", progress=False)
     assert caught.value.exit_code is ExitCode.RESUMABLE
     assert signal.getsignal(number) == before
@@ -227,8 +233,24 @@ def test_a_second_signal_stops_at_once_and_harms_nothing(
     monkeypatch.setattr(loop, "train_step", signal_at(4, signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         train(run_config(loop__steps=8), tmp_path, progress=False)
-    assert kept(tmp_path) == [2]
-    assert load(tmp_path).step == 2
+    assert kept(tmp_path) in ([], [2])  # the one of step 2 may still have been on its way
+    monkeypatch.undo()
+    train(run_config(loop__steps=8), tmp_path, progress=False)
+    train(run_config(loop__steps=8), tmp_path / "straight", progress=False)
+    straight, resumed = newest_tensors(tmp_path / "straight"), newest_tensors(tmp_path)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_time_that_is_up_ends_the_step_and_saves(tmp_path: Path) -> None:
+    config = run_config(loop__steps=8, loop__checkpoint_every=100)
+    for step in (1, 2):  # one step at least is done each time
+        with pytest.raises(StoppedError, match=f"at the end of its time after step {step}, saved"):
+            train(config, tmp_path / "run", progress=False, max_seconds=0)
+        assert load(tmp_path / "run").step == step
+    train(config, tmp_path / "run", progress=False, max_seconds=1e6)
+    train(config, tmp_path / "straight", progress=False)
+    straight, resumed = (newest_tensors(tmp_path / name) for name in ("straight", "run"))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_a_signal_between_two_steps_never_ends_without_a_checkpoint(
@@ -275,8 +297,8 @@ def test_sigterm_from_outside_is_exit_code_75_and_the_same_command_finishes(
     job.send_signal(signal.SIGTERM)
     _, said = job.communicate(timeout=60)
     assert job.returncode == ExitCode.RESUMABLE == 75, said
-    assert said.startswith("diffmoe: error: stopped by a signal after step ")
-    assert len(said.splitlines()) == 1
+    assert said.startswith("diffmoe: error: stopped by SIGTERM after step ")
+    assert said.endswith(f"go on with: diffmoe train {run}\n") and len(said.splitlines()) == 1
     (stopped,) = kept(run)
     assert 0 < stopped < total
     assert main([*words, "--run", str(run)]) == 0
@@ -289,48 +311,15 @@ def test_sigterm_from_outside_is_exit_code_75_and_the_same_command_finishes(
 # ---- failing
 
 
-def poisoned(step: int) -> Callable[..., Any]:
-    """A train_step that meets NaN in a weight at a step."""
-    honest = loop.train_step
-
-    def poison(state: Any, *others: Any) -> Any:
-        if state.step == step - 1:
-            with torch.no_grad():
-                state.model.final.bias.fill_(math.nan)
-        return honest(state, *others)
-
-    return poison
-
-
-@pytest.mark.parametrize(("log", "save"), [(1, 4), (4, 2), (100, 2), (2, 100)])
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
-    log: int, save: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = run_config(loop__steps=8, loop__log_every=log, loop__checkpoint_every=save)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", poisoned(5))
-        with pytest.raises(NonFiniteError, match=r"not finite near step [56]") as caught:
-            train(config, tmp_path / "run", progress=False)
-    assert caught.value.exit_code is ExitCode.NON_FINITE
-    assert len(str(caught.value).splitlines()) == 1
-    if save == 100:
-        assert kept(tmp_path / "run") == [] and "none yet" in str(caught.value)
-    else:
-        assert "step-00000004" in str(caught.value)
-        assert all(t.isfinite().all() for t in newest_tensors(tmp_path / "run").values())
-    train(config, tmp_path / "run", progress=False)
-    train(config, tmp_path / "straight", progress=False)
-    straight, again = newest_tensors(tmp_path / "straight"), newest_tensors(tmp_path / "run")
-    assert all(torch.equal(straight[name], again[name]) for name in straight)
-
-
 def test_a_rate_far_too_large_is_exit_code_4(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*flags(40), "--training.learning-rate", "1e30", "--run", str(tmp_path / "run")]
     assert main(["train", "digits-diffmoe", *words]) == ExitCode.NON_FINITE == 4
     said = capsys.readouterr().err
-    assert said.startswith("diffmoe: error: the loss or its gradient is not finite near step")
+    assert said.startswith(
+        "diffmoe: error: the loss or its gradient was not finite in 10 steps in a row"
+    )
     assert "training.learning_rate" in said and len(said.splitlines()) == 1
     words[words.index("1e30")] = "1e-3"  # what the sentence asks for, in the same folder
     assert main(["train", "digits-diffmoe", *words]) == ExitCode.DONE
@@ -401,26 +390,6 @@ def test_a_sample_that_cannot_be_read_harms_no_run_that_is_there(
     with pytest.raises(DataError, match="image 3 cannot be read"):
         train(run_config(loop__steps=6), tmp_path, progress=False)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-
-
-def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = loop.write
-
-    def full(parent: Path, step: int, *others: Any) -> Path:
-        if step == 4:
-            raise StorageError("cannot write step-00000004 (No space left on device)")
-        return honest(parent, step, *others)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "write", full)
-        with pytest.raises(StorageError, match="No space left") as caught:
-            train(run_config(), tmp_path, progress=False)
-    assert caught.value.exit_code is ExitCode.STORAGE
-    assert load(tmp_path).step == 2
-    train(run_config(), tmp_path, progress=False)
-    assert load(tmp_path).step == 4
 
 
 def test_progress_is_shown_and_can_be_silenced(

@@ -26,8 +26,8 @@ def learned(config: RunConfig, batch: Batch) -> tuple[TrainingState, float]:
     state, objective = new_state(config, torch.device("cpu")), build_objective(config.objective)
     losses = []
     for step in range(STEPS):
-        terms, _ = train_step(state, objective, [batch._replace(first=16 * step)], config)
-        losses.append(terms["mse"])
+        found = train_step(state, objective, [batch._replace(first=16 * step)], config)
+        losses.append(found.terms["mse"])
     return state, torch.stack(losses[-TAIL:]).mean().item()
 
 

@@ -1,8 +1,8 @@
 """Resuming is the same command and gives the same run, bit for bit."""
 
-import itertools
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,37 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffmoe.checkpoint import RunFolder, load, newest_checkpoint, read_metrics, read_part, write
+from diffmoe.checkpoint import (
+    Content,
+    RunFolder,
+    load,
+    newest_checkpoint,
+    read_metrics,
+    read_part,
+    write,
+)
 from diffmoe.codec import Pixels
 from diffmoe.config import AutoencoderCodec, FolderData, RunConfig, to_dict, to_yaml
-from diffmoe.errors import ConfigError, StorageError
+from diffmoe.data import open_source, stream
+from diffmoe.errors import ConfigError, NonFiniteError, StorageError
 from diffmoe.model import DiT
-from diffmoe.training import state, train
-from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
+from diffmoe.objective import build_objective
+from diffmoe.sampling import generate
+from diffmoe.training import Counters, loop, state, train, watch
+from long_record import hold
+from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, poisoned, run_config
 
 Tensors = dict[str, Tensor]
-WAYS = [
-    {"machine.micro_batch": micro, "machine.activation_checkpointing": again}
-    for micro, again in itertools.product((16, 8), (False, True))
-]
+SPEED = {"images_per_second", "peak_memory_gib"}
+# How a run computes, and where it stops: accumulation, recomputation, processes that read.
+WAYS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "whole": ({"machine.background_saves": False}, (3,)),
+    "accumulated, 2 readers": ({"machine.micro_batch": 8, "machine.workers": 2}, (4,)),
+    "recomputed, chained": (
+        {"machine.micro_batch": 8, "machine.activation_checkpointing": True},
+        (1, 2, 6),
+    ),
+}
 
 
 def until(config: RunConfig, path: Path, *stops: int) -> Tensors:
@@ -46,15 +64,58 @@ def different(left: Tensors, right: Tensors) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Grey images of 8 x 8 pixels in two classes."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for grey in range(6):
+            picture = Image.new("L", (8, 8), color=40 * grey)
+            picture.putpixel((grey, 1), 255 if name == "cat" else 7)
+            picture.save(tmp_path / "pictures" / name / f"{grey}.bmp")
+    return tmp_path / "pictures"
+
+
+def of(pictures: Path) -> dict[str, Any]:
+    return {"data": FolderData(path=pictures), "model__num_classes": 2}
+
+
+def whole(path: Path) -> dict[str, Any]:
+    """The newest checkpoint but for its tensors, and the metrics but for their speed."""
+    found = newest_checkpoint(RunFolder(path).checkpoints)
+    assert found is not None
+    kept = asdict(found[1])
+    machine = kept["config"].pop("machine")
+    assert machine and kept["files"]
+    told = read_metrics(RunFolder(path).metrics)
+    lines = [{k: v for k, v in line.items() if k not in SPEED} for line in told]
+    return kept | {"metrics": lines}
+
+
+def drawn(path: Path) -> Tensor:
+    """Images drawn from the averaged weights of a run."""
+    run = load(path)
+    return generate(run.model, run.config, [1, 0], [3, 4])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("router", ROUTER_KINDS)
 def test_a_resumed_run_is_the_undisturbed_one(
-    router: str, objective: str, way: dict[str, Any], tmp_path: Path
+    router: str, objective: str, way: str, tmp_path: Path, pictures: Path
 ) -> None:
-    config = changed(run_config(router, objective), way | {"loop.checkpoint_every": 5})
-    straight = until(config, tmp_path / "straight", 10)
-    assert not different(until(config, tmp_path / "resumed", 4, 10), straight)
+    """24 of 24: whole checkpoints with tolerance 0, metrics, and images of the averaged weights.
+
+    Twelve images a epoch and sixteen a step: every stop lies inside of an epoch.
+    """
+    machine, stops = WAYS[way]
+    every = {"loop.checkpoint_every": 5, "loop.log_every": 1}
+    config = changed(run_config(router, objective, **of(pictures)), machine | every)
+    straight = until(config, tmp_path / "straight", 8)
+    assert not different(until(config, tmp_path / "resumed", *stops, 8), straight)
+    assert whole(tmp_path / "resumed") == whole(tmp_path / "straight")
+    assert torch.equal(drawn(tmp_path / "resumed"), drawn(tmp_path / "straight"))
     parts = {name.split("/")[0] for name in straight}
     assert parts == {"model", "ema", "optimizer"}
     weights = [name for name in straight if name.startswith("model/") and "weight" in name]
@@ -113,73 +174,145 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path: Path
 
 # ---- every item of the state counts: a resume without it is another run
 
-
-def forget_moments(parts: dict[str, Tensors]) -> None:
-    for name in parts["optimizer"]:
-        if "exp_avg" in name:
-            parts["optimizer"][name] = torch.zeros_like(parts["optimizer"][name])
+State = dict[str, int | float]
 
 
-def forget_optimizer_steps(parts: dict[str, Tensors]) -> None:
-    for name in parts["optimizer"]:
-        if name.endswith("/step"):
-            parts["optimizer"][name] = torch.zeros_like(parts["optimizer"][name])
-
-
-def forget_average(parts: dict[str, Tensors]) -> None:
-    parts["ema"] = dict(parts["model"])
-
-
-def forget_thresholds(parts: dict[str, Tensors]) -> None:
-    for name in parts["model"]:
-        if "threshold" in name and "decay" not in name:
-            parts["model"][name] = torch.zeros_like(parts["model"][name])
-
-
-def forget_weights(parts: dict[str, Tensors]) -> None:
-    parts["model"]["final.bias"] = torch.zeros_like(parts["model"]["final.bias"])
-
-
-FORGET: list[Callable[[dict[str, Tensors]], None]] = [
-    forget_moments,
-    forget_optimizer_steps,
-    forget_average,
-    forget_thresholds,
-    forget_weights,
-]
-
-
-def rewritten(path: Path, change: Callable[[dict[str, Tensors]], None], step: int = 4) -> None:
+def rewritten(
+    path: Path,
+    change: Callable[[dict[str, Tensors]], object] = lambda parts: None,
+    state: Callable[[State], object] = lambda state: None,
+    step: int = 4,
+) -> None:
     """Make the newest checkpoint another one, with a manifest that vouches for it."""
     checkpoints = RunFolder(path).checkpoints
     found = newest_checkpoint(checkpoints)
     assert found is not None
     parts = {name: read_part(found[0], name) for name in ("model", "ema", "optimizer")}
     shutil.rmtree(checkpoints)
+    counters = dict(found[1].state)
     change(parts)
-    write(checkpoints, step, 16 * step, parts)
+    state(counters)
+    write(checkpoints, Content(step, 16 * step, parts, state=counters))
 
 
-@pytest.mark.parametrize("forget", FORGET, ids=lambda forget: forget.__name__)
-def test_a_resume_that_forgets_any_item_of_the_state_is_seen(
-    forget: Callable[[dict[str, Tensors]], None], tmp_path: Path
-) -> None:
+def forgotten(value: Tensor) -> Tensor:
+    """What a resume that forgot a tensor would begin with."""
+    return torch.zeros_like(value) if value.any() else torch.ones_like(value)
+
+
+def resumed_without(config: RunConfig, path: Path, part: str, name: str) -> Tensors:
+    """The state one step after a resume that forgot one tensor; none is forgotten for ""."""
+    found = newest_checkpoint(RunFolder(path).checkpoints)
+    assert found is not None
+    run = state.new_state(config, torch.device("cpu"))
+    state.restore(run, *found)
+    if name:
+        value = state.state_parts(run)[part][name]
+        with torch.no_grad():
+            value.copy_(forgotten(value))
+    batches = stream(config, open_source(config), None, first=run.counters.position, device="cpu")
+    loop.train_step(run, build_objective(config.objective), [next(batches)], config)
+    parts = state.state_parts(run)
+    return {f"{kind}/{key}": value for kind in parts for key, value in parts[kind].items()}
+
+
+def kill_mutants(home: Path, every: int) -> dict[str, int]:
+    """Forget every n-th tensor of the state in turn, and all thresholds; count what is noticed.
+
+    Thresholds beside the averaged weights are no state: each step copies them from the model.
+    """
     config = run_config()
-    straight = until(config, tmp_path / "straight", 8)
-    until(config, tmp_path / "resumed", 4)
-    rewritten(tmp_path / "resumed", lambda parts: None)
-    shutil.copytree(tmp_path / "resumed", tmp_path / "forgetful")
-    rewritten(tmp_path / "forgetful", forget)
-    assert not different(until(config, tmp_path / "resumed", 8), straight)
-    assert different(until(config, tmp_path / "forgetful", 8), straight)
+    straight = until(config, home / "straight", 5)
+    until(config, home / "resumed", 4)
+    assert not different(resumed_without(config, home / "resumed", "", ""), straight)
+    copied = [name for name in straight if name.startswith("ema/") and "threshold" in name]
+    tried = sorted({*list(straight)[::every], *(name for name in straight if "threshold" in name)})
+    noticed = [
+        name
+        for name in tried
+        if different(resumed_without(config, home / "resumed", *name.split("/", 1)), straight)
+    ]
+    assert sorted(set(tried) - set(noticed)) == sorted(copied) and len(copied) == 4
+    return {"tensors": len(straight), "mutants": len(tried) - 4, "noticed": len(noticed)}
+
+
+def test_a_resume_that_forgets_a_tensor_of_the_state_is_seen(tmp_path: Path) -> None:
+    found = kill_mutants(tmp_path, every=6)
+    assert found["noticed"] == found["mutants"] > 25
+
+
+@pytest.mark.long
+def test_a_resume_that_forgets_any_tensor_of_the_state_is_seen(tmp_path: Path) -> None:
+    promise = "a resume that forgets any one tensor of the state does not end like the straight run"
+    hold("resume_mutants", promise, 186, lambda: kill_mutants(tmp_path, every=1))
 
 
 def test_a_resume_that_forgets_the_step_is_seen(tmp_path: Path) -> None:
     config = run_config()
     straight = until(config, tmp_path / "straight", 8)
     until(config, tmp_path / "resumed", 4)
-    rewritten(tmp_path / "resumed", lambda parts: None, step=3)
+    rewritten(tmp_path / "resumed", step=3)
     assert different(until(config, tmp_path / "resumed", 8), straight)
+
+
+COUNTERS = [entry.name for entry in fields(Counters) if entry.name != "bad_in_a_row"]
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_a_resume_that_forgets_a_counter_is_seen(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 1, 4 and 5 are bad; two in a row are one too many, so it goes back to step 2, once."""
+    config = run_config(loop__max_bad_in_a_row=2, loop__rewinds=1, loop__spike_sigma=1e-3)
+
+    def forget(state: State) -> None:
+        state[name] = type(state[name])(0)
+
+    monkeypatch.setattr(watch, "_ENOUGH", 1)
+    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, 0, 48, 64))
+    until(config, tmp_path / "straight", 10)
+    until(config, tmp_path / "honest", 8)
+    shutil.copytree(tmp_path / "honest", tmp_path / "forgetful")
+    rewritten(tmp_path / "honest", step=8)
+    rewritten(tmp_path / "forgetful", state=forget, step=8)
+    for kind in ("honest", "forgetful"):
+        until(config, tmp_path / kind, 10)
+    straight, honest, forgetful = (
+        whole(tmp_path / kind)["state"] for kind in ("straight", "honest", "forgetful")
+    )
+    assert honest == straight != forgetful
+    assert all(straight[counter] for counter in COUNTERS) and straight["position"] == 80 + 8 * 16
+
+
+def test_a_resume_that_forgets_how_many_steps_in_a_row_were_bad_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(loop__max_bad_in_a_row=3)
+    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, 48, 64, 80))
+    until(config, tmp_path / "honest", 4)
+    shutil.copytree(tmp_path / "honest", tmp_path / "forgetful")
+    rewritten(tmp_path / "honest")
+    rewritten(tmp_path / "forgetful", state=lambda state: state.update(bad_in_a_row=0))
+    with pytest.raises(NonFiniteError, match="in 3 steps in a row, up to step 6"):
+        until(config, tmp_path / "honest", 10)
+    until(config, tmp_path / "forgetful", 10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("bad_steps"),
+        lambda state: state.update(more=1),
+        lambda state: state.update(position=1.5),
+        lambda state: state.clear(),
+    ],
+)
+def test_counters_with_a_gap_are_refused(change: Callable[[State], object], tmp_path: Path) -> None:
+    until(run_config(), tmp_path, 4)
+    rewritten(tmp_path, state=change)
+    with pytest.raises(StorageError, match="the state of the run has no") as caught:
+        until(run_config(), tmp_path, 8)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # ---- what cannot be resumed
@@ -271,20 +404,8 @@ def test_a_checkpoint_of_another_model_of_the_same_shapes_is_refused(tmp_path: P
 # ---- what a run was trained on
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Grey images of 8 x 8 pixels in two classes."""
-    for name in ("cat", "dog"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        for grey in range(6):
-            picture = Image.new("L", (8, 8), color=40 * grey)
-            picture.putpixel((grey, 1), 255 if name == "cat" else 7)
-            picture.save(tmp_path / "pictures" / name / f"{grey}.bmp")
-    return tmp_path / "pictures"
-
-
 def on(pictures: Path) -> RunConfig:
-    return run_config(data=FolderData(path=pictures), model__num_classes=2)
+    return run_config(**of(pictures))
 
 
 def test_a_checkpoint_knows_its_codec_and_its_data(tmp_path: Path, pictures: Path) -> None:
@@ -341,7 +462,7 @@ def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_accepted(tmp_p
     config = run_config()
     straight = until(config, tmp_path / "straight", 8)
     until(config, tmp_path / "resumed", 4)
-    rewritten(tmp_path / "resumed", lambda parts: None)
+    rewritten(tmp_path / "resumed")
     assert load(tmp_path / "resumed").trained_on == {}
     assert not different(until(config, tmp_path / "resumed", 8), straight)
     assert load(tmp_path / "resumed").trained_on.keys() == {"codec", "data"}
@@ -355,7 +476,9 @@ def test_lost_checkpoints_are_not_taken_for_a_beginning(tmp_path: Path) -> None:
     until(config, tmp_path, 4)
     shutil.rmtree(tmp_path / "checkpoints")
     before = files(tmp_path)
-    with pytest.raises(StorageError, match="metrics up to step 4 but no checkpoint") as caught:
+    with pytest.raises(
+        StorageError, match="saved a checkpoint of step 4 and has none now"
+    ) as caught:
         until(config, tmp_path, 8)
     assert "restore its checkpoints, or choose another --run" in str(caught.value)
     assert files(tmp_path) == before
@@ -365,8 +488,13 @@ def test_the_only_checkpoint_of_a_short_run_is_missed_too(tmp_path: Path) -> Non
     config = run_config(loop__checkpoint_every=100)
     until(config, tmp_path, 4)
     shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(StorageError, match="metrics up to step 4 but no checkpoint"):
+    with pytest.raises(StorageError, match="saved a checkpoint of step 4 and has none now"):
         until(config, tmp_path, 8)
+
+
+def never_saved(path: Path) -> None:
+    shutil.rmtree(path / "checkpoints")
+    (path / "saved.json").unlink()
 
 
 @pytest.mark.parametrize("left", ["", '{"step": 2}\n{"step": 4}\n', "no metrics at all"])
@@ -374,11 +502,11 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(left: str, tmp_pat
     config = run_config(loop__checkpoint_every=6, loop__steps=8)
     straight = until(config, tmp_path / "straight", 8)
     until(config, tmp_path / "killed", 8)
-    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    never_saved(tmp_path / "killed")
     (tmp_path / "killed" / "metrics.jsonl").write_text(left)
     assert not different(until(config, tmp_path / "killed", 8), straight)
     (tmp_path / "killed" / "metrics.jsonl").unlink()
-    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    never_saved(tmp_path / "killed")
     assert not different(until(config, tmp_path / "killed", 8), straight)
 
 
@@ -426,8 +554,9 @@ def test_a_run_on_latents_that_noted_a_codec_goes_on(latents: RunConfig, tmp_pat
     checkpoints = RunFolder(tmp_path / "run").checkpoints
     parts = {n: read_part(checkpoints / "step-00000002", n) for n in ("model", "ema", "optimizer")}
     known = load(tmp_path / "run").trained_on | {"codec": "AutoencoderKL sha256:0123"}
+    counters = whole(tmp_path / "run")["state"]
     shutil.rmtree(checkpoints)
-    write(checkpoints, 2, 32, parts, to_dict(latents), known)
+    write(checkpoints, Content(2, 32, parts, to_dict(latents), known, counters))
     until(latents, tmp_path / "run", 4)
     assert load(tmp_path / "run").step == 4
 
@@ -438,7 +567,7 @@ def test_a_run_on_latents_that_noted_a_codec_goes_on(latents: RunConfig, tmp_pat
 def test_a_run_that_never_saved_may_begin_anew_with_another_config(tmp_path: Path) -> None:
     config = run_config(loop__checkpoint_every=6, loop__steps=8)
     until(config, tmp_path / "run", 8)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    never_saved(tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 2, "loss": 7.0}\n')
     other = changed(config, {"training.learning_rate": 0.1})
     straight = until(other, tmp_path / "straight", 8)

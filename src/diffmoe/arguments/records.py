@@ -32,6 +32,8 @@ class TrainCommand:
 
     config: Annotated[RunConfig, FLAT]
     run: Path  # the run folder
+    max_time: str | None = None  # then save and stop: 90m, 3.5h, 1d or HH:MM:SS; None = no limit
+    accept_new_data: bool = False  # go on though the data are not those the run began with
     dry_run: bool = False  # print the resolved config, parameters and memory, and stop
     quiet: bool = False  # no progress bar
 
@@ -52,6 +54,7 @@ class SampleCommand:
     out: Path | None = None  # folder to write, or file of format npz; None = below the run
     format: Literal["png", "npz", "webdataset"] | None = None  # None = as out is called, or png
     device: str = "auto"  # auto, cpu, cuda, ...
+    strict: bool = False  # the same bits in any batch: on CPUs, by one thread and fixed kernels
     capture: bool = False  # record the network as a CUDA graph and replay it, for small batches
     quiet: bool = False  # no progress bar
 
@@ -64,6 +67,7 @@ class ReportCommand:
     count: int = 1000  # images, all classes in turn
     seed: int = 0  # the first of their seeds
     device: str = "auto"  # auto, cpu, cuda, ...
+    strict: bool = False  # the same bits in any batch: on CPUs, by one thread and fixed kernels
     quiet: bool = False  # no progress bar
 
 
@@ -79,6 +83,7 @@ class AnalyzeCommand:
     frames: int = 12  # noise levels that maps show
     out: Path | None = None  # folder to write; None = analysis, below the run
     device: str = "auto"  # auto, cpu, cuda, ...
+    strict: bool = False  # the same bits in any batch: on CPUs, by one thread and fixed kernels
     quiet: bool = False  # no progress bar
 
 
@@ -95,6 +100,7 @@ class SweepCommand:
     seed: int = 0  # the first of their seeds
     out: Path | None = None  # folder to write; None = sweep, below the run
     device: str = "auto"  # auto, cpu, cuda, ...
+    strict: bool = False  # the same bits in any batch: on CPUs, by one thread and fixed kernels
     quiet: bool = False  # no progress bar
 
 
@@ -130,6 +136,7 @@ class EvaluateRunCommand:
     crop: bool = False  # crop and scale the reference's images to the samples' size, as ADM does
     out: Path | None = None  # file to write; None = below the run
     device: str = "auto"  # auto, cpu, cuda, ...
+    strict: bool = False  # the same bits in any batch: on CPUs, by one thread and fixed kernels
     quiet: bool = False  # no progress bar
 
 

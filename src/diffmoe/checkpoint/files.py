@@ -22,6 +22,7 @@ __all__ = [
     "new_files",
     "new_folder",
     "remove_folder",
+    "require_space",
     "storage_errors",
     "sweep",
     "write_file",
@@ -198,6 +199,23 @@ def remove_folder(path: Path) -> None:
     with storage_errors(path.name, path):
         path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_space(path: Path, needed: int, what: str, remedy: str) -> None:
+    """Raise StorageError if fewer than `needed` bytes are free where `path` is to be."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    with storage_errors(path.name, path):
+        free = shutil.disk_usage(there).free
+    if free < needed:
+        raise StorageError(
+            f"no space for {what}: about {_size(needed)} are needed, {_size(free)} are free",
+            where=str(path),
+            remedy=f"free some, choose another place, or {remedy}",
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
 
 
 def digest(path: Path) -> str:

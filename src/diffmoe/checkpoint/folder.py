@@ -1,6 +1,7 @@
 """A run folder: one config, its checkpoints, its metrics and what is derived from them."""
 
 import fcntl
+import json
 import logging
 import os
 import re
@@ -9,9 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffmoe.checkpoint.choice import claimed_step
 from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_file, write_text
 from diffmoe.checkpoint.metrics import read_metrics
-from diffmoe.checkpoint.store import claimed_step
 from diffmoe.config import (
     RunConfig,
     identity_differences,
@@ -65,6 +66,26 @@ class RunFolder:
     def metrics(self) -> Path:
         """A line of JSON every few steps."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def bad_samples(self) -> Path:
+        """A line of JSON for each damaged sample that was replaced."""
+        return self.path / "bad_samples.jsonl"
+
+    @property
+    def bad_steps(self) -> Path:
+        """A line of JSON for each optimizer step that was skipped."""
+        return self.path / "bad_steps.jsonl"
+
+    @property
+    def spikes(self) -> Path:
+        """A line of JSON for each loss far above the usual."""
+        return self.path / "spikes.jsonl"
+
+    @property
+    def _told(self) -> tuple[Path, ...]:
+        """What training tells of its steps and samples."""
+        return self.metrics, self.bad_steps, self.spikes, self.bad_samples
 
     @property
     def samples(self) -> Path:
@@ -152,11 +173,8 @@ class RunFolder:
     def _tidy(self) -> None:
         with storage_errors("to the run folder", self.path):
             sweep(self.checkpoints)
-            for written in (
-                self.config,
-                self.metrics,
-                self._classes,
-            ):  # a report may be at work beside this job
+            own = (self.config, self._classes, self._saved)
+            for written in (*own, *self._told):  # a report may be at work beside this job
                 sweep(self.path, written.stem)
 
     def _vanish(self, made: list[Path]) -> None:
@@ -196,7 +214,8 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
             if changed:
                 _LOG.info("%s has no checkpoint and begins anew: %s", self.path, changed)
-                self.metrics.unlink(missing_ok=True)  # before the config: they tell of the old one
+                for told in self._told:  # before the config: they tell of the old one
+                    told.unlink(missing_ok=True)
         write_text(self.config, to_yaml(config))
 
     def _changes(self, config: RunConfig) -> str:
@@ -206,20 +225,21 @@ class RunFolder:
 
     @property
     def _has_past(self) -> bool:
-        return claimed_step(self.checkpoints) is not None or self.lost_step is not None
+        return claimed_step(self.checkpoints) is not None or self.saved_step is not None
 
     @property
-    def lost_step(self) -> int | None:
-        """The last step that metrics tell of, if they prove that a checkpoint was written.
+    def _saved(self) -> Path:
+        return self.path / "saved.json"
 
-        A line of metrics is written after the checkpoint of its step, so lines that reach the
-        first one due prove that there was one. A job killed before then left none.
-        """
-        if not self.is_run:
-            return None
-        loop = read_config(self.config).loop
-        last = max((line["step"] for line in read_metrics(self.metrics)), default=0)
-        return last if last >= min(loop.checkpoint_every, loop.steps) else None
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the checkpoint that was written last; None if there was none."""
+        lines = read_metrics(self._saved) if self.is_run else []
+        return lines[-1]["step"] if lines else None
+
+    def note_saved(self, step: int) -> None:
+        """Note that a checkpoint is on the disk, for when it is lost."""
+        write_text(self._saved, json.dumps({"step": step}) + "\n")
 
     def _foreign(self) -> str:
         """The first thing here that is no leftover of a job; empty if there is none."""

@@ -7,8 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffmoe.checkpoint.choice import find_checkpoint, held
 from diffmoe.checkpoint.folder import RunFolder
-from diffmoe.checkpoint.store import Manifest, find_checkpoint, read_part
+from diffmoe.checkpoint.manifest import Manifest
+from diffmoe.checkpoint.store import read_part
 from diffmoe.config import RunConfig, from_dict, identity_differences
 from diffmoe.errors import StorageError
 from diffmoe.model import DiT, empty_model
@@ -56,9 +58,9 @@ def load(
     checkpoint, manifest = found
     refuse_foreign(manifest, config, checkpoint)
     part = {"ema": "ema", "raw": "model"}[weights]
-    model = _read_model(config, checkpoint, part).to(device)
-    fingerprint = str(manifest.files[f"{part}.safetensors"]["sha256"])
-    facts = (manifest.step, weights, fingerprint, manifest.trained_on)
+    with held(checkpoint):
+        model = _read_model(config, checkpoint, part).to(device)
+    facts = (manifest.step, weights, manifest.fingerprint(part), manifest.trained_on)
     return LoadedRun(folder, config, model, *facts)
 
 

@@ -1,16 +1,25 @@
-"""The lines of a `metrics.jsonl`, whatever has become of the file."""
+"""Files of JSON lines, each about a step, whatever has become of the file."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from diffmoe.checkpoint.files import write_file
 from diffmoe.errors import StorageError
 
-__all__ = ["read_metrics"]
+__all__ = ["forget_later", "read_metrics"]
 
 _LOG = logging.getLogger(__name__)
 _LARGEST = 2**63
+
+
+def forget_later(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, if there is a file: the run will write them again."""
+    if path.exists():
+        lines = _content(path).split(b"\n")
+        kept = [text for text in lines if 0 <= _step(text) <= step]
+        write_file(path, lambda aside: aside.write_bytes(b"".join(text + b"\n" for text in kept)))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -19,19 +28,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A line that is not so is passed over: a kill cuts the last one off, and a report is worth more
     than a damaged line.
     """
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise StorageError(
-            f"cannot read the metrics ({error.strerror})", where=str(path)
-        ) from error
-    lines = [_line(text) for text in content.split(b"\n") if text]
+    lines = [_line(text) for text in _content(path).split(b"\n") if text]
     sound = [line for line in lines if line is not None]
     if len(sound) < len(lines):
         _LOG.warning(
             "%d of the %d lines of %s are damaged", len(lines) - len(sound), len(lines), path
         )
     return sound
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise StorageError(f"cannot read the file ({error.strerror})", where=str(path)) from error
+
+
+def _step(text: bytes) -> int:
+    """The step that a line is about, whatever else is in it; -1 where it names none."""
+    try:
+        step = json.loads(text)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return -1
+    return step if type(step) is int else -1
 
 
 def _line(text: bytes) -> dict[str, Any] | None:

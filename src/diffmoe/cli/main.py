@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(versions())
         return ExitCode.DONE
     try:
-        with _stopped_by_sigterm():
+        with _stopped_by_signals(), _modes_of_one_verb():
             verb(words[0])(words[1:])
         sys.stdout.flush()  # a reader that is gone is noticed here, not when Python ends
     except DiffMoEError as error:
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a verb as Ctrl-C does: no half-written file stays behind."""
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end a verb as Ctrl-C does: no half-written file stays behind."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -60,11 +60,26 @@ def _stopped_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _modes_of_one_verb() -> Iterator[None]:
+    """What a verb sets in the environment is gone behind it: a program may call the next."""
+    names = ("DIFFMOE_STRICT", "MKL_CBWR")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _leave_quietly() -> ExitCode:

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from diffmoe.arguments import DemoCommand, TrainCommand, parse
-from diffmoe.cli.words import config_of, first, refuse_nameless
+from diffmoe.cli.words import config_of, duration, first, refuse_nameless
 from diffmoe.config import nearest, to_yaml
 from diffmoe.console import needs_lines, program, report_lines
 from diffmoe.errors import ConfigError, DiffMoEError
@@ -40,6 +40,7 @@ def train(words: list[str]) -> None:
     default = _preset_or_run(name)
     command = parse(TrainCommand, default, rest, f"diffmoe train {name}")
     refuse_nameless(rest)
+    seconds = None if command.max_time is None else duration(command.max_time)
     if command.dry_run:
         from diffmoe.experiments import needs
 
@@ -51,7 +52,13 @@ def train(words: list[str]) -> None:
     from diffmoe.training import train
 
     keep_freed_memory()
-    train(command.config, command.run, progress=not command.quiet)
+    train(
+        command.config,
+        command.run,
+        progress=not command.quiet,
+        max_seconds=seconds,
+        accept_new_data=command.accept_new_data,
+    )
     print(f"trained {command.config.loop.steps} steps: {command.run}")
     print(f"next: {program()} report {shlex.quote(str(command.run))}")
 

@@ -1,6 +1,8 @@
 """What verbs do with their words alike."""
 
 import itertools
+import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from diffmoe.arguments import parse
 from diffmoe.config import RunConfig, read_config
 from diffmoe.errors import ConfigError, ExitCode, NoRunError
 
-__all__ = ["config_of", "first", "of_run", "refuse_nameless"]
+__all__ = ["config_of", "duration", "first", "of_run", "refuse_nameless", "set_mode"]
 
 
 def first(words: list[str], verb: str, wanted: str, record: type) -> tuple[str, list[str]]:
@@ -39,6 +41,7 @@ def of_run(verb: str, record: type, words: list[str]) -> tuple[str, Any, dict[st
     name, rest = first(words, verb, "RUN", record)
     default = record(settings=config_of(name).sampling)
     command = parse(record, default, rest, f"diffmoe {verb} {name}")
+    set_mode(command.strict)
     shared = {
         "count": command.count,
         "first_seed": command.seed,
@@ -48,6 +51,25 @@ def of_run(verb: str, record: type, words: list[str]) -> tuple[str, Any, dict[st
         "progress": not command.quiet,
     }
     return name, command, shared
+
+
+def duration(word: str) -> float:
+    """The seconds that a word such as 90m, 3.5h or 01:30:00 says; raises ConfigError for another."""
+    parts = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", word)
+    if parts:
+        hours, minutes, seconds = map(int, parts.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", word)
+    if found is None:
+        raise ConfigError(f"--max-time {word} is no time", remedy="say 90m, 3.5h, 1d or 01:30:00")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def set_mode(strict: bool) -> None:
+    """Turn strict sampling on for this verb, before torch loads: MKL reads its mode once."""
+    if strict:
+        os.environ["DIFFMOE_STRICT"] = "1"
+        os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 
 def refuse_nameless(words: list[str]) -> None:

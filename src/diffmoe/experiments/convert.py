@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from diffmoe.checkpoint import (
+    Content,
     ReleasedFile,
     RunFolder,
     contradictions,
@@ -104,7 +105,7 @@ def _import(
     _warn_of_thresholds(parts["ema"], source)
     with new_folder(target) as aside:
         write_text(aside / "config.yaml", to_yaml(config))
-        write(aside / "checkpoints", 0, 0, parts, to_dict(config))
+        write(aside / "checkpoints", Content(0, 0, parts, to_dict(config)))
     count = len(released.model) + len(released.ema)
     read_as = (name, config.model.heads, config.objective.kind)
     return Converted(target, count, released.dropped, *read_as)

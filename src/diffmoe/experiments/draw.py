@@ -26,6 +26,7 @@ from diffmoe.sampling import (
     check_request,
     decode,
     refuse_capture,
+    refuse_strict,
     stamp,
 )
 from diffmoe.training import STORED
@@ -67,6 +68,7 @@ class Wanted:
         check_request(config, labels, seeds)
         _refuse_pictures(config)
         place = resolve_device(device)
+        refuse_strict(settings, place)
         if capture:
             refuse_capture(place)
         numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
@@ -81,8 +83,7 @@ class Wanted:
         manifest = claimed_manifest(folder.checkpoints)
         if manifest is None:
             return None
-        part = manifest.files.get(f"{'ema' if weights == 'ema' else 'model'}.safetensors", {})
-        sha = str(part.get("sha256"))
+        sha = manifest.fingerprint("ema" if weights == "ema" else "model")
         origin = _Claimed(folder, self.config, manifest.step, weights, sha, manifest.trained_on)
         return self.stamp(origin)
 

@@ -3,11 +3,13 @@
 from diffmoe.training.loop import train
 from diffmoe.training.optimizer import average_weights, build_optimizer, learning_rate
 from diffmoe.training.resume import STORED
-from diffmoe.training.state import TrainingState, new_state, restore, state_parts
-from diffmoe.training.step import make_draws, train_step, training_plan
+from diffmoe.training.state import Counters, TrainingState, new_state, restore, state_parts
+from diffmoe.training.step import Step, make_draws, train_step, training_plan
 
 __all__ = [
     "STORED",
+    "Counters",
+    "Step",
     "TrainingState",
     "average_weights",
     "build_optimizer",

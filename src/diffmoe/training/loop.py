@@ -1,38 +1,55 @@
 """A config to a run folder: read, step, log, save, and go on where the last command stopped."""
 
 import itertools
-import signal
+import logging
+import shlex
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
-from diffmoe.checkpoint import RunFolder, prune, write
-from diffmoe.config import RunConfig, to_dict
+from diffmoe.checkpoint import RunFolder, abandon_later, newest_good
+from diffmoe.config import RunConfig
 from diffmoe.data import Batch, open_source, source_codec, stream
 from diffmoe.device import resolve_device
 from diffmoe.errors import ConfigError, NonFiniteError, StoppedError
 from diffmoe.objective import build_objective
+from diffmoe.training.bad_samples import BadSamples
 from diffmoe.training.metrics import MetricsFile, Window
 from diffmoe.training.resume import STORED, begin
-from diffmoe.training.state import TrainingState, state_parts
+from diffmoe.training.saving import Saver, last_good, refuse_small_disk
+from diffmoe.training.state import TrainingState, restore
 from diffmoe.training.step import train_step
+from diffmoe.training.stops import Stop
+from diffmoe.training.watch import ExpertWatch, StepWatch
 
 __all__ = ["train"]
 
+_LOG = logging.getLogger(__name__)
 
-def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunFolder:
+Batches = Callable[[int], Iterator[Batch]]  # the micro-batches from a sample number on
+
+
+def train(
+    config: RunConfig,
+    path: Path | str,
+    *,
+    progress: bool = True,
+    max_seconds: float | None = None,
+    accept_new_data: bool = False,
+) -> RunFolder:
     """Train `config` into the run folder `path`, or go on with the run that is there.
 
-    Raises ConfigError if the folder holds another run, StorageError if it holds other things or
-    cannot be written, NonFiniteError when the loss is no number, StoppedError when a signal asked
-    to stop.
+    After `max_seconds` it saves and stops. With `accept_new_data` it goes on with data that are
+    not those it began with. Raises ConfigError if the folder holds another run, StorageError if it
+    holds other things, is too full or cannot be written, DataError for damaged data,
+    NonFiniteError when too many steps in a row are no number, StoppedError when a signal or the
+    time asked to stop.
     """
+    stop = Stop(max_seconds)
     if path == "":
         raise ConfigError("the run folder has an empty name", remedy="name one, say runs/mine")
     device = resolve_device(config.machine.device)
@@ -41,58 +58,150 @@ def train(config: RunConfig, path: Path | str, *, progress: bool = True) -> RunF
     source = open_source(config)
     codec = source_codec(config, source, device)
     trained_on = {"codec": codec.identity if codec else STORED, "data": source.fingerprint}
+
+    def batches(first: int) -> Iterator[Batch]:
+        return stream(config, source, codec, first=first, device=device)
+
     with folder.locked():
-        state = begin(config, folder, trained_on, device)
-        first = state.step * config.training.global_batch
-        batches = stream(config, source, codec, first=first, device=device)
-        if state.step < config.loop.steps:
-            batches = itertools.chain([next(batches)], batches)
+        state = begin(config, folder, trained_on, device, accept_new_data=accept_new_data)
+        if state.step == config.loop.steps:
+            folder.claim(config)
+            folder.keep_class_names(source.class_names)
+            return folder
+        refuse_small_disk(config, folder, state)
+        coming = batches(state.counters.position)
+        coming = itertools.chain([next(coming)], coming)
         folder.claim(config)  # last: a run that cannot begin leaves no trace
         folder.keep_class_names(source.class_names)
-        if state.step < config.loop.steps:
-            _run(config, folder, state, batches, progress)
+        bad = BadSamples(folder.bad_samples, len(source), _ceiling(config))
+        with Training(config, folder, state, batches, bad, progress) as training:
+            training.run(coming, stop)
     return folder
 
 
-def _run(
-    config: RunConfig,
-    folder: RunFolder,
-    state: TrainingState,
-    batches: Iterator[Batch],
-    progress: bool,
-) -> None:
-    objective = build_objective(config.objective)
-    if config.machine.compile:
-        state.model.compile(fullgraph=True)
-    window = Window(len(state.model.moe_layers))
-    metrics = closing(MetricsFile(folder.metrics, state.step))
-    micro_steps = config.training.global_batch // config.micro_batch
-    with (
-        _bar(config, folder, state.step, progress) as bar,
-        metrics as lines,
-        _stop_signals() as stop,
-    ):
-        while state.step < config.loop.steps:
-            window.add(
-                *train_step(state, objective, list(itertools.islice(batches, micro_steps)), config)
+def _ceiling(config: RunConfig) -> float:
+    return float(getattr(config.data, "max_bad_share", 0.0))
+
+
+class Training:
+    """A run at work: the state and what is kept open beside it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        state: TrainingState,
+        batches: Batches,
+        bad: BadSamples,
+        progress: bool,
+    ) -> None:
+        self._config, self._folder, self._state = config, folder, state
+        self._batches, self._bad, self._progress = batches, bad, progress
+        self._objective = build_objective(config.objective)
+        self._window = Window(len(state.model.moe_layers))
+        self._watch, self._experts = StepWatch(config, folder, state), ExpertWatch()
+        self._saver = Saver(config, folder)
+        if config.machine.compile:
+            state.model.compile(fullgraph=True)
+
+    def __enter__(self) -> "Training":
+        with ExitStack() as stack:
+            lines = MetricsFile(self._folder.metrics, self._state.step)
+            self._lines = stack.enter_context(closing(lines))
+            self._bar = stack.enter_context(
+                _bar(self._config, self._folder, self._state.step, self._progress)
             )
-            bar.update()
-            stopping = stop.is_set()  # asked once: what follows must agree
-            last = stopping or state.step == config.loop.steps
-            if last or state.step % config.loop.checkpoint_every == 0:
-                _save(config, folder, state, window)
-            if last or state.step % config.loop.log_every == 0:
-                _refuse_non_finite(window, folder, state.step)
-                values = window.read(state.model, config.training.global_batch)
-                lines.write(state.step, values)
-                bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-            if stopping:
-                break
-    if state.step < config.loop.steps:
-        raise StoppedError(
-            f"stopped by a signal after step {state.step}, saved",
-            where=str(folder.path),
-            remedy="the same command goes on from here",
+            stack.enter_context(self._saver)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def run(self, batches: Iterator[Batch], stop: Stop) -> None:
+        """Step until the end; raises StoppedError if asked to stop before it."""
+        loop, state = self._config.loop, self._state
+        with stop:
+            while state.step < loop.steps:
+                self._step(batches)
+                reason = stop.reason  # asked once: what follows must agree
+                last = bool(reason) or state.step == loop.steps
+                saving = last or state.step % loop.checkpoint_every == 0
+                telling = last or state.step % loop.log_every == 0
+                if saving or telling:
+                    self._watch.settle()
+                if self._watch.diverged:
+                    batches = self._go_back()
+                    continue
+                if saving:
+                    self._saver.save(state)
+                if telling:
+                    self._log()
+                if reason:
+                    break
+            self._saver.wait()
+        if state.step < loop.steps:
+            raise StoppedError(
+                f"stopped {reason} after step {state.step}, saved",
+                where=str(self._folder.path),
+                remedy=f"go on with: diffmoe train {shlex.quote(str(self._folder.path))}",
+            )
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        self._saver.poll()
+        taken = self._config.training.global_batch // self._config.micro_batch
+        found = list(itertools.islice(batches, taken))
+        for batch in found:
+            self._bad.note(batch.replaced)
+        step = train_step(self._state, self._objective, found, self._config)
+        self._window.add(step)
+        self._watch.add(found, step)
+        self._bar.update()
+
+    def _log(self) -> None:
+        state, config = self._state, self._config
+        self._experts.look(self._window.shares(), state.step)
+        values = self._window.read(state.model, config.training.global_batch)
+        values["bad_steps"] = float(state.counters.bad_steps)
+        self._lines.write(state.step, values)
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+
+    def _go_back(self) -> Iterator[Batch]:
+        """The last good state, and the data that follow those that led astray.
+
+        Raises NonFiniteError if that was done as often as is allowed.
+        """
+        self._saver.wait()
+        state, loop = self._state, self._config.loop
+        found, met = newest_good(self._folder.checkpoints), state.counters
+        if found is None or met.rewinds >= loop.rewinds:
+            raise self._diverged()
+        step, known = state.step, met.bad_steps
+        restore(state, *found)
+        abandon_later(self._folder.checkpoints, state.step)
+        self._folder.note_saved(state.step)
+        state.counters.position, state.counters.bad_steps = met.position, known
+        state.counters.rewinds = met.rewinds + 1
+        _LOG.warning(
+            "steps up to %d were not finite: going on from %s with the data after them",
+            *(step, found[0].name),
+        )
+        self._window.clear()
+        self._lines.go_back(state.step)
+        self._bar.reset()
+        self._bar.update(state.step)
+        return self._batches(state.counters.position)
+
+    def _diverged(self) -> NonFiniteError:
+        counters = self._state.counters
+        return NonFiniteError(
+            f"the loss or its gradient was not finite in {counters.bad_in_a_row} steps in a row, up"
+            f" to step {self._state.step}",
+            where=str(self._folder.path),
+            remedy="lower training.learning_rate or set training.clip_norm in a new run, or go on"
+            f" past these data with --loop.rewinds {counters.rewinds + 1};"
+            f" {self._folder.bad_steps.name} names the images; last good checkpoint:"
+            f" {last_good(self._folder)}",
         )
 
 
@@ -107,47 +216,3 @@ def _bar(config: RunConfig, folder: RunFolder, step: int, progress: bool) -> Any
         mininterval=1.0 if sys.stderr.isatty() else 30.0,
         maxinterval=60.0,
     )
-
-
-def _save(config: RunConfig, folder: RunFolder, state: TrainingState, window: Window) -> None:
-    _refuse_non_finite(window, folder, state.step)
-    samples = state.step * config.training.global_batch
-    parts = state_parts(state)
-    path = write(folder.checkpoints, state.step, samples, parts, to_dict(config), state.trained_on)
-    prune(folder.checkpoints, path, config.loop.keep_checkpoints)
-
-
-def _refuse_non_finite(window: Window, folder: RunFolder, step: int) -> None:
-    """Weights that met NaN are never saved, so the last checkpoint is good."""
-    if not window.finite():
-        kept = sorted(path.name for path in folder.checkpoints.glob("step-*"))
-        raise NonFiniteError(
-            f"the loss or its gradient is not finite near step {step}",
-            where=str(folder.path),
-            remedy="lower training.learning_rate or set training.clip_norm"
-            f"{' in a new run' if kept else ''}; last good checkpoint:"
-            f" {kept[-1] if kept else 'none yet'}",
-        )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event set by SIGINT or SIGTERM; a second signal acts as it did before."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])

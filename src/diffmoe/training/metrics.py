@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffmoe.checkpoint import append_text, read_metrics, write_text
+from diffmoe.checkpoint import append_text, forget_later
 from diffmoe.device import peak_memory
 from diffmoe.model import DiT
+from diffmoe.training.step import Step
 
 __all__ = ["MetricsFile", "Window"]
 
@@ -19,34 +20,42 @@ Sums = dict[str, Tensor]
 
 
 class Window:
-    """Sums over the steps since the last line of metrics; read from the device once a line."""
+    """Sums over the sound steps since the last line; read from the device once a line."""
 
     def __init__(self, layers: int) -> None:
         self._layers = layers
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Begin anew."""
         self._steps = 0
+        self._sound: Tensor | float = 0.0
         self._terms: Sums = {}
         self._statistics: list[Sums] = [{} for _ in range(self._layers)]
         self._began = time.perf_counter()
 
-    def add(self, terms: Sums, statistics: list[Sums]) -> None:
-        """Take in one step."""
+    def add(self, step: Step) -> None:
+        """Take in one step; of one that was skipped only that it was, and its poisoned rows."""
         self._steps += 1
-        pairs = [(self._terms, terms), *zip(self._statistics, statistics, strict=True)]
+        self._sound = self._sound + step.sound.double()
+        pairs = [(self._terms, step.terms), *zip(self._statistics, step.statistics, strict=True)]
         for sums, new in pairs:
             for name, value in new.items():
-                sums[name] = sums[name] + value if name in sums else value
+                skipped = torch.zeros_like(value) if name != "poisoned" else value
+                known = torch.where(step.sound, value, skipped)
+                sums[name] = sums[name] + known if name in sums else known
 
-    def finite(self) -> bool:
-        """Whether every loss and gradient of the window is a number (waits for the device)."""
-        values = [term.double() for term in self._terms.values()]
-        return not values or bool(torch.stack(values).isfinite().all())
+    def shares(self) -> list[list[float]]:
+        """The share of all tokens that each expert of each layer took; of no token NaN."""
+        return [
+            (sums.get("above", sums["pairs"]) / sums.get("judged", sums["rows"])).tolist()
+            for sums in self._statistics
+            if "pairs" in sums
+        ]
 
     def read(self, model: DiT, images: int) -> dict[str, float]:
         """The window's means, layer by layer where they are, and its speed; starts a new window."""
-        means = {name: value / self._steps for name, value in self._terms.items()}
+        means = {name: value / self._sound for name, value in self._terms.items()}
         summaries = [
             layer.router.summary(statistics)
             for layer, statistics in zip(model.moe_layers, self._statistics, strict=True)
@@ -61,7 +70,7 @@ class Window:
             "images_per_second": self._steps * images / seconds,
             "peak_memory_gib": peak_memory(device),
         }
-        self._clear()
+        self.clear()
         return {**dict(zip(means, values, strict=True)), **speed}
 
 
@@ -74,9 +83,15 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = _tensorboard(path.parent / "tensorboard", step)
+        self._board: Any = None
+        append_text(path, "")
+        self.go_back(step)
+
+    def go_back(self, step: int) -> None:
+        """Forget what was written of steps after `step`."""
+        self.close()
+        forget_later(self._path, step)
+        self._board = _tensorboard(self._path.parent / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append the values of a step; NaN and infinity are written as null."""

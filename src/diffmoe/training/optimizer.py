@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffmoe.config import TrainingConfig
 
@@ -34,12 +34,16 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model; buffers (thresholds) are copied.
+def average_weights(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
+    """average <- average + weight * (model - average); buffers (thresholds) are copied.
 
+    `weight` is 1 - decay, or 0 after a step that was skipped; on the device, so nothing waits.
     A threshold belongs to the step it was measured at: averaged over 10,000 steps it would lag
     behind the predictor it is compared with.
     """
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(now)
+    kept = list(average.parameters())
+    weights = {dtype: weight.to(dtype) for dtype in {p.dtype for p in kept}}
+    each = [weights[p.dtype].expand_as(p) for p in kept]
+    torch._foreach_lerp_(kept, list(model.parameters()), each)
+    for old, now in zip(average.buffers(), model.buffers(), strict=True):
+        old.copy_(now)

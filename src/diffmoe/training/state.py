@@ -1,24 +1,39 @@
 """Everything a run must remember between two steps, as named tensors and back."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffmoe.checkpoint import load_tensors, read_part
+from diffmoe.checkpoint import Content, Manifest, load_tensors, read_part
 from diffmoe.config import RunConfig
 from diffmoe.errors import StorageError
 from diffmoe.model import DiT, build_model
 from diffmoe.training.optimizer import build_optimizer
 
-__all__ = ["TrainingState", "new_state", "restore", "state_parts"]
+__all__ = ["Counters", "TrainingState", "new_state", "restore", "state_content", "state_parts"]
+
+
+@dataclass
+class Counters:
+    """What a run has met so far; numbers, kept in the manifest of each checkpoint."""
+
+    position: int = 0  # the next sample of the stream
+    bad_steps: int = 0  # skipped, as loss or gradient were not finite
+    bad_in_a_row: int = 0  # of them, those since the last sound step
+    rewinds: int = 0
+    spikes: int = 0
+    losses: int = 0  # sound ones, by which the usual loss is known
+    loss_mean: float = 0.0  # over about the last hundred
+    loss_variance: float = 0.0
 
 
 @dataclass
 class TrainingState:
-    """Weights, averaged weights, optimizer and the number of optimizer steps done.
+    """Weights, averaged weights, optimizer, the number of optimizer steps done, and counters.
 
     Nothing random is in it: every draw is a function of (seed, stream, sample number).
     """
@@ -28,6 +43,7 @@ class TrainingState:
     optimizer: torch.optim.AdamW
     step: int
     trained_on: dict[str, str] = field(default_factory=dict)  # what its codec and its data are
+    counters: Counters = field(default_factory=Counters)
 
 
 def new_state(config: RunConfig, device: torch.device) -> TrainingState:
@@ -39,7 +55,7 @@ def new_state(config: RunConfig, device: torch.device) -> TrainingState:
 
 
 def state_parts(state: TrainingState) -> dict[str, dict[str, Tensor]]:
-    """The state as the parts of a checkpoint: `model`, `ema` and `optimizer`."""
+    """The tensors of the state as the parts of a checkpoint: `model`, `ema` and `optimizer`."""
     moments = {
         f"{name}/{key}": value
         for name, parameter in state.model.named_parameters()
@@ -52,27 +68,51 @@ def state_parts(state: TrainingState) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def restore(state: TrainingState, checkpoint: Path, step: int) -> None:
-    """Fill `state` from a verified checkpoint."""
+def state_content(state: TrainingState, config: dict[str, Any], *, copy: bool) -> Content:
+    """All of the state as a checkpoint holds it; with `copy` on the host and for itself."""
+    parts = state_parts(state)
+    if copy:
+        parts = {name: _copied(tensors) for name, tensors in parts.items()}
+    counters = asdict(state.counters)
+    samples = state.counters.position
+    return Content(state.step, samples, parts, config, dict(state.trained_on), counters)
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+
+def restore(state: TrainingState, checkpoint: Path, manifest: Manifest) -> None:
+    """Fill `state` from a verified checkpoint; raises StorageError where it is not whole."""
     load_tensors(state.model, read_part(checkpoint, "model"), where=str(checkpoint))
     load_tensors(state.average, read_part(checkpoint, "ema"), where=str(checkpoint))
+    if "optimizer" not in manifest.tensors:
+        raise _no_moments(checkpoint)
     moments = _moments(checkpoint)
     parameters = dict(state.model.named_parameters())
-    if step > 0 and not moments:
+    if manifest.step > 0 and not moments:
         raise _no_moments(checkpoint)
+    state.optimizer.state.clear()
     for name, own in moments.items():
         if name not in parameters:
             raise _refusal(f"has {name!r}, which the model has not", checkpoint)
         _check_moments(name, own, parameters[name], checkpoint)
         device = parameters[name].device
         state.optimizer.state[parameters[name]] = {k: v.to(device) for k, v in own.items()}
-    state.step = step
+    state.step, state.counters = manifest.step, _counters(manifest, checkpoint)
+
+
+def _counters(manifest: Manifest, checkpoint: Path) -> Counters:
+    kinds = {entry.name: type(entry.default) for entry in fields(Counters)}
+    found = {name: type(value) for name, value in manifest.state.items()}
+    wrong = sorted(n for n in {**kinds, **found} if kinds.get(n) is not found.get(n))
+    if wrong:
+        raise _refusal(f"has no {wrong[0]} as this version has", checkpoint, "state of the run")
+    return Counters(**manifest.state)  # type: ignore[arg-type]  # as the line above has found
 
 
 def _moments(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
     """The optimizer state of each parameter; one that never had a gradient has none."""
-    if not (checkpoint / "optimizer.safetensors").exists():
-        raise _no_moments(checkpoint)
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in read_part(checkpoint, "optimizer").items():
         name, _, kind = key.rpartition("/")
@@ -92,9 +132,9 @@ def _check_moments(name: str, own: dict[str, Tensor], parameter: Tensor, checkpo
             raise _refusal(f"has {name}/{kind} as {there}, not as {list(shape)}", checkpoint)
 
 
-def _refusal(what: str, checkpoint: Path) -> StorageError:
+def _refusal(what: str, checkpoint: Path, subject: str = "optimizer state") -> StorageError:
     return StorageError(
-        f"the optimizer state {what}",
+        f"the {subject} {what}",
         where=str(checkpoint),
         remedy="use a checkpoint of this run, or start a new one",
     )

@@ -1,6 +1,7 @@
 """One optimizer step; the only place where running state (thresholds, averages) changes."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from diffmoe.randomness import normals, uniforms
 from diffmoe.training.optimizer import average_weights, learning_rate
 from diffmoe.training.state import TrainingState
 
-__all__ = ["make_draws", "train_step", "training_plan"]
+__all__ = ["Step", "make_draws", "train_step", "training_plan"]
 
 Sums = dict[str, Tensor]
 
@@ -39,16 +40,26 @@ def drop_labels(config: RunConfig, batch: Batch) -> Tensor:
     return batch.label.masked_fill(dropped, config.model.null_class)
 
 
+class Step(NamedTuple):
+    """What one optimizer step met, as device tensors: nothing has waited for them."""
+
+    sound: Tensor  # whether loss and gradient were finite; if not, nothing was learnt
+    terms: Sums  # the loss, its terms and the norm of its gradient
+    statistics: list[Sums]  # of the router of each MoE layer
+    image_sound: Tensor  # (global batch) whether the loss of each image itself was finite
+
+
 def train_step(
     state: TrainingState, objective: Objective, batches: Sequence[Batch], config: RunConfig
-) -> tuple[Sums, list[Sums]]:
+) -> Step:
     """Advance `state` by one optimizer step over the micro-batches of one global batch.
 
-    Returns device tensors, so that nothing waits: the loss terms and the gradient norm, and the
-    router statistics of each MoE layer.
+    Where the loss, its gradient or a router score is not finite, weights, moments, averages and
+    thresholds stay as they are: only the step and the place in the data go on.
     """
     state.optimizer.zero_grad(set_to_none=True)
     terms: Sums = {}
+    images: list[Tensor] = []
     layers: list[Sums] = [{} for _ in state.model.moe_layers]
     for batch in batches:
         loss = _loss(state.model, objective, batch, config)
@@ -56,12 +67,22 @@ def train_step(
         shares = {"loss": loss.total, **loss.terms}
         _add(terms, {name: value.detach() / len(batches) for name, value in shares.items()})
         _gather(state.model, loss.routing, layers)
-    terms["gradient_norm"] = _apply(state, config)
-    for layer, statistics in zip(state.model.moe_layers, layers, strict=True):
-        layer.router.update(statistics)
-    average_weights(state.average, state.model, config.training.ema_decay)
+        images.append(loss.per_image.detach().isfinite())
+    terms["gradient_norm"] = _gradient_norm(state.model)
+    sound = _are_sound(terms, layers)
+    _apply(state, config, terms["gradient_norm"], sound)
+    _update_routers(state.model, layers, sound)
+    average_weights(state.average, state.model, (1 - config.training.ema_decay) * sound.double())
     state.step += 1
-    return terms, layers
+    state.counters.position += sum(batch.x.shape[0] for batch in batches)
+    return Step(sound, terms, layers, torch.cat(images))
+
+
+def _are_sound(terms: Sums, layers: list[Sums]) -> Tensor:
+    """Whether all is finite; a row without a score counts, though no other row feels it."""
+    finite = torch.stack([value.double() for value in terms.values()]).isfinite().all()
+    poisoned = [sums["poisoned"] for sums in layers if "poisoned" in sums]
+    return finite & (torch.stack(poisoned).sum() == 0) if poisoned else finite
 
 
 def _loss(model: DiT, objective: Objective, batch: Batch, config: RunConfig) -> Loss:
@@ -82,14 +103,28 @@ def _add(sums: Sums, more: Sums) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _apply(state: TrainingState, config: RunConfig) -> Tensor:
-    """Clip and apply the gradients; returns their norm before clipping."""
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+def _gradient_norm(model: DiT) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def _apply(state: TrainingState, config: RunConfig, norm: Tensor, sound: Tensor) -> None:
+    """Clip the gradients and apply them if they are sound."""
     if config.training.clip_norm is not None:
         parameters = [p for p in state.model.parameters() if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(parameters, config.training.clip_norm, norm)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config.training, state.step)
+    # What a gradient scaler tells a fused optimizer: at 1 it leaves weights, moments and its count
+    # of steps alone, and the host need not know.
+    state.optimizer.found_inf = (~sound).float()
     state.optimizer.step()
-    return norm
+
+
+@torch.no_grad()
+def _update_routers(model: DiT, statistics: list[Sums], sound: Tensor) -> None:
+    """Advance what the routers track, of whatever kind it is, if the step is sound."""
+    for layer, sums in zip(model.moe_layers, statistics, strict=True):
+        before = [buffer.clone() for buffer in layer.router.buffers()]
+        layer.router.update(sums)
+        for buffer, old in zip(layer.router.buffers(), before, strict=True):
+            buffer.copy_(torch.where(sound, buffer, old))

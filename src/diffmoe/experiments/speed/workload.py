@@ -102,11 +102,13 @@ class ModelWork:
             self._average = copy.deepcopy(self.model).requires_grad_(False)
             self._optimizer = build_optimizer(self.model, self.config.training)
         step, optimizer, average = self.step(model, dtype), self._optimizer, self._average
+        share = 1 - self.config.training.ema_decay
+        weight = torch.full((), share, device=next(self.model.parameters()).device)
 
         def run() -> Tensor:
             loss: Tensor = step()
             optimizer.step()
-            average_weights(average, self.model, self.config.training.ema_decay)
+            average_weights(average, self.model, weight)
             return loss
 
         return run

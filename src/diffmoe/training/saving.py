@@ -1,0 +1,108 @@
+"""Checkpoints written while training goes on: the step waits for a copy, not for the disk."""
+
+import threading
+from types import TracebackType
+
+import torch
+
+from diffmoe.checkpoint import Content, RunFolder, newest_good, prune, require_space, write
+from diffmoe.config import RunConfig, to_dict
+from diffmoe.errors import NonFiniteError
+from diffmoe.training.state import TrainingState, state_content
+
+__all__ = ["Saver", "last_good", "refuse_small_disk"]
+
+
+class Saver:
+    """Writes a run's checkpoints one after the other, in a thread of its own if asked to.
+
+    A checkpoint that could not be written raises its StorageError at the next call of `save`,
+    `poll` or `wait`: whatever follows a `wait` that returns may call the checkpoint saved.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self._config, self._folder = config, folder
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, state: TrainingState) -> None:
+        """Write the state as it is now; returns once it is copied, or written where none waits."""
+        self.wait()
+        _refuse_broken_weights(state, self._folder)
+        background = self._config.machine.background_saves
+        content = state_content(state, to_dict(self._config), copy=background)
+        if not background:
+            self._write(content)
+            return
+        self._thread = threading.Thread(target=self._try_to_write, args=(content,), daemon=True)
+        self._thread.start()
+
+    def _try_to_write(self, content: Content) -> None:
+        try:
+            self._write(content)
+        except BaseException as error:  # raised again in the thread that trains
+            self._error = error
+
+    def _write(self, content: Content) -> None:
+        loop, folder = self._config.loop, self._folder
+        path = write(folder.checkpoints, content)
+        folder.note_saved(content.step)
+        prune(folder.checkpoints, path, loop.keep_checkpoints, loop.keep_every)
+
+    def poll(self) -> None:
+        """Raise what a write has met; never waits."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return once all that was to be saved is on the disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Finish the last write, but for a user who asked twice to stop."""
+        if kind is None:
+            self.wait()
+        elif issubclass(kind, Exception) and self._thread is not None:
+            self._thread.join()
+
+
+def _refuse_broken_weights(state: TrainingState, folder: RunFolder) -> None:
+    """Weights that are no numbers are never saved, so no checkpoint holds any."""
+    largest = torch._foreach_norm(list(state.model.parameters()), float("inf"))
+    if not torch.stack(largest).isfinite().all():
+        raise NonFiniteError(
+            f"the weights after step {state.step} are not finite",
+            where=str(folder.path),
+            remedy="lower training.learning_rate or set training.clip_norm in a new run; last good"
+            f" checkpoint: {last_good(folder)}",
+        )
+
+
+def last_good(folder: RunFolder) -> str:
+    """The name of the newest checkpoint that is sound and whose last step was finite."""
+    found = newest_good(folder.checkpoints)
+    return found[0].name if found else "none yet"
+
+
+def refuse_small_disk(config: RunConfig, folder: RunFolder, state: TrainingState) -> None:
+    """Raise StorageError unless the checkpoints to be kept at once will fit on the disk."""
+    weights = sum(value.nbytes for value in state.model.state_dict().values())
+    each = 4 * weights + 2**16  # weights, their average and two moments; the manifest
+    there = len(list(folder.checkpoints.glob("step-*")))
+    more = max(1, config.loop.keep_checkpoints + 1 - there)  # one goes when the next is complete
+    require_space(
+        folder.checkpoints,
+        more * each,
+        f"{more} more checkpoint{'s' if more > 1 else ''} of this run",
+        "lower --loop.keep-checkpoints",
+    )
