@@ -9,19 +9,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffmoe.errors import StorageError
+from diffmoe.errors import ConfigError, StorageError
 from diffmoe.presets import PRESETS
 
 if TYPE_CHECKING:
-    from diffmoe.experiments import Converted, Evaluated, Needs, RunReport
+    from diffmoe.experiments import Converted, Evaluated, Needs, RunReport, SelfTest
 
 __all__ = [
+    "broken_lines",
     "conversion_lines",
     "evaluation_lines",
     "needs_lines",
     "preset_lines",
     "program",
     "report_lines",
+    "selftest_lines",
     "sentence",
     "usage",
     "versions",
@@ -47,11 +49,20 @@ def versions() -> str:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong on one line, an error of the system in the words of the others."""
+    """What went wrong on one line, an error of the system in the words of the others.
+
+    Several mistakes stand below the first line, each indented on a line of its own.
+    """
+    if isinstance(error, ConfigError) and error.mistakes:
+        return "\n".join([_line(error.head), *(f"  {_line(each)}" for each in error.mistakes)])
     if isinstance(error, OSError) and error.strerror:
         place = str(error.filename or "")
         error = StorageError(f"a file cannot be read or written ({error.strerror})", where=place)
-    return " ".join(str(error).splitlines())
+    return _line(str(error))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def usage(verbs: Mapping[str, tuple[str, str]]) -> str:
@@ -84,6 +95,8 @@ def needs_lines(found: "Needs") -> list[str]:
         ),
         "less: --machine.micro-batch, --machine.activation-checkpointing, --training.precision"
         " bfloat16",
+        f"disk: {found.checkpoint / 2**30:.3f} GiB a checkpoint, up to {found.checkpoints} at once"
+        + (", and one more every --loop.keep-every steps" if found.milestones else ""),
     ]
 
 
@@ -151,3 +164,34 @@ def preset_lines() -> list[str]:
         line = (build.__doc__ or "").splitlines()[0]
         lines.append(f"{name:<22}{total:>12.2f} M{activated:>10.2f} M  {line}")
     return lines
+
+
+def selftest_lines(found: "SelfTest") -> list[str]:
+    """The machine, what was tried on it, and how often each promise held."""
+    about = {**found.machine, "seed": str(found.seed)}
+    width = max(len(outcome.name) for outcome in found.outcomes)
+    rows = [
+        f"{each.name:<{width}}  {each.tried:>5}  {each.held:>5}  "
+        + (f"not tried: {each.not_tried}" if each.not_tried else each.seen)
+        for each in found.outcomes
+    ]
+    tried = [each for each in found.outcomes if not each.not_tried]
+    kept = len(tried) - len(found.broken)
+    return [
+        *(f"{name:<{width}}  {value}" for name, value in about.items()),
+        "",
+        f"{'fault':<{width}}  tried   held  what was seen",
+        *rows,
+        "",
+        f"{kept} of {len(tried)} promises held"
+        + (f", {len(found.outcomes) - len(tried)} not tried" if len(rows) > len(tried) else ""),
+    ]
+
+
+def broken_lines(found: "SelfTest") -> list[str]:
+    """A line for each promise that was broken."""
+    return [
+        f"diffmoe: error: {each.promise}: it held in {each.held} of {each.tried} trials"
+        f" — {each.name} — {each.seen}"
+        for each in found.broken
+    ]

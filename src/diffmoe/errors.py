@@ -1,5 +1,6 @@
 """What can go wrong, and the exit code a user's shell sees for it."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 __all__ = [
@@ -36,7 +37,27 @@ class DiffMoEError(Exception):
 
 
 class ConfigError(DiffMoEError, ValueError):
-    """A setting or argument is out of range, misspelt or in conflict with another."""
+    """A setting or argument is out of range, misspelt or in conflict with another.
+
+    Of several at once, `mistakes` has a sentence for each and `head` what is to say of them all.
+    """
+
+    head: str = ""
+    mistakes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(
+        mistakes: Iterable[str], what: str = "", *, where: str = "", remedy: str = ""
+    ) -> "ConfigError":
+        """One error of all mistakes, the same told once; as text it is one line."""
+        told = tuple(dict.fromkeys(mistakes))
+        joined = ": ".join(filter(None, (what, "; ".join(told))))
+        error = ConfigError(joined, where=where, remedy=remedy)
+        if len(told) > 1:
+            count = ", ".join(filter(None, (what, f"{len(told)} mistakes")))
+            error.head = str(ConfigError(count, where=where, remedy=remedy))
+            error.mistakes = told
+        return error
 
 
 class NoRunError(ConfigError):

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -16,15 +15,14 @@ from PIL import Image
 
 from checkpoint.released_model import ReleasedModel, randomized
 from diffmoe import errors
-from diffmoe.arguments import TrainCommand, parse, parsing
+from diffmoe.arguments import TrainCommand, parse
 from diffmoe.cli import main
 from diffmoe.config import FolderData, RunConfig, to_yaml
 from diffmoe.errors import ConfigError, DiffMoEError, ExitCode
-from diffmoe.presets import preset
 from diffmoe.training import train
+from hostile import files
 from runs import changed, run_config
-
-Files = dict[str, bytes | None]
+from slips import flag_slips
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +40,6 @@ def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (tmp_path / "file").write_text("kept")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def files(home: Path) -> Files:
-    return {
-        str(p.relative_to(home)): p.read_bytes() if p.is_file() else None for p in home.rglob("*")
-    }
 
 
 def refused(words: str | list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -97,8 +89,6 @@ TYPED: list[tuple[str, int, str]] = [
     ("train digits-diffmoe --width 3", 2, "unknown flag --width — did you mean --model.width?"),
     ("train digits-diffmoe --model.seed 3", 2, "did you mean --training.seed?"),
     ("train digits-diffmoe --machine.no-complie", 2, "did you mean --machine.no-compile?"),
-    ("train digits-diffmoe --a.widht 3 --model.hedas 2", 2, "unknown flag --a.widht, --model.hedas"
-        " — did you mean"),
     ("train digits-diffmoe --zzzzqq 3", 2, "unknown flag --zzzzqq — see diffmoe train"),
     ("train digits-diffmoe stray", 2, "unexpected word 'stray'"),
     ("train digits-diffmoe --dry-run yes", 2, "unexpected word 'yes'"),
@@ -250,22 +240,110 @@ def test_the_values_of_a_sentence_are_whole_at_any_width(
     assert said[0] == said[1] == said[2]
 
 
+def lines(words: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines in which a command refuses."""
+    capsys.readouterr()
+    assert main(words.split()) == ExitCode.BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+SEVERAL: list[tuple[str, list[str]]] = [
+    (
+        "--a.widht 3 --model.hedas 2",
+        [
+            "unknown flag --a.widht — did you mean --model.width?",
+            "unknown flag --model.hedas — did you mean --model.heads?",
+        ],
+    ),
+    (
+        "--model.width abc --model.heads x --sampling.sampler eular --zzz 4 --model.depth -1"
+        " --training.global-batch 0 --training.label-dropout 2 --data.path x --loop.steps",
+        [
+            "--sampling.sampler takes euler, heun, dopri5, ancestral or ddim, not 'eular'"
+            " — did you mean euler?",
+            "Missing value for argument '--loop.steps'. Expected 1 values",
+            "--model.width takes INT, not 'abc'",
+            "--model.heads takes INT, not 'x'",
+            "unknown flag --data.path: data is of kind digits, which has no path",
+            "unknown flag --zzz",
+            "model.depth -1 is not positive — use 1 or more",
+            "training.label_dropout 2.0 is not in [0, 1]",
+            "training.global_batch 0 is not in [1, 1000000]",
+        ],
+    ),
+    (
+        "--model.patch-size 3 --model.heads 7 --training.seed x --model.router.capacity 0",
+        [
+            "--training.seed takes INT, not 'x'",
+            "model.router.capacity 0.0 is not in (0, 4]",
+            "model.input_size 8 is not a multiple of model.patch_size 3 — use 6 or 9",
+            "model.width 64 is not a multiple of model.heads 7 — use 8 heads",
+        ],
+    ),
+    (
+        "--sampling.sampler ddim --training.global-batch 100 --sampling.guided-channels 3",
+        [
+            "training.global_batch 100 is not a multiple of model.pool_images 64 — use 64 or 128",
+            "sampling.sampler ddim does not solve objective flow",
+            "sampling.guided_channels 3 is more than model.channels 1",
+        ],
+    ),
+    (
+        "--sampling.sampler eular --sampling.rtol 0.1 --sampling.steps 0",
+        ["--sampling.sampler takes euler", "sampling.steps 0 is not in [1, 1000000]"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "told"), SEVERAL, ids=[flags for flags, _ in SEVERAL])
+def test_all_mistakes_of_a_command_are_told_at_once(
+    flags: str, told: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(home)
+    head, *rest = lines(f"train digits-diffmoe {flags}", capsys)
+    see = "see diffmoe train digits-diffmoe --help"
+    assert head == f"diffmoe: error: {len(told)} mistakes — {see}"
+    assert len(rest) == len(told)
+    for line, start in zip(rest, told, strict=True):
+        assert line.startswith(f"  {start}")
+    assert files(home) == before
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = home / "run" / "config.yaml"
+    path.write_text(
+        path.read_text().replace("width: 16", "widht: 16").replace("depth: 2", "depth: x")
+    )
+    head, *rest = lines("train run --quiet", capsys)
+    assert head.startswith(
+        "diffmoe: error: the config cannot be read, 2 mistakes — run/config.yaml"
+    )
+    assert rest == [
+        "  unknown key model.widht, did you mean model.width?",
+        "  'x' is not a whole number @ $.model.depth",
+    ]
+
+
 def test_every_misspelt_flag_is_refused_and_nearly_every_one_is_named_right() -> None:
-    default = TrainCommand(config=preset("digits-diffmoe"), run=Path("x"))
-    known, right, tried = list(parsing._flags(default)), 0, 0
-    for flag in known:
-        name = flag.rsplit(".", 1)[-1].lstrip("-")
-        at = len(name) // 2
-        for wrong in (name[:at] + name[at + 1 :], name[: at - 1] + name[at] + name[at - 1 :]):
-            spelt = flag.removesuffix(name) + wrong
-            with pytest.raises(ConfigError) as caught:
-                raise parsing._unknown([spelt, "3"], known, "diffmoe train x")
-            tried += 1
-            right += f"did you mean {flag}?" in str(caught.value)
-    print(f"{right} of {tried} misspelt flags named right")
-    assert right / tried >= 0.95
-    with pytest.raises(ConfigError, match=r"unknown flag --loop\.stpes"):
-        parse(TrainCommand, default, ["--loop.stpes", "3"], "diffmoe train x")
+    """All are refused and at least 95 % named right; slips.py says which slips are made."""
+    right, wrong = 0, []
+    for default, slips in flag_slips():
+        known = [word for spelt, _ in slips for word in (spelt, "3")]
+        with pytest.raises(ConfigError) as caught:
+            parse(TrainCommand, default, known, "diffmoe train x")
+        told = {each.split()[2].rstrip(":"): each for each in caught.value.mistakes}
+        assert set(told) == {spelt for spelt, _ in slips}  # each of them is caught
+        for spelt, flag in slips:
+            named = told[spelt].partition("did you mean ")[2].rstrip("?").split(" or ")
+            right += flag in named
+            wrong += [] if flag in named else [told[spelt]]
+    share = right / (right + len(wrong))
+    print(f"{right} of {right + len(wrong)} misspelt flags named right, {share:.1%}")
+    assert share >= 0.95, wrong[:20]
 
 
 # ---- files that are damaged, hostile or another's
@@ -308,21 +386,6 @@ def misspell(home: Path) -> str:
 def garble(home: Path) -> str:
     (home / "run" / "config.yaml").write_text("model: [")
     return "train run"
-
-
-class Payload:
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, ("touch canary",)
-
-
-def pickled(home: Path) -> str:
-    (home / "pickled.pt").write_bytes(pickle.dumps({"model": Payload()}))
-    return "convert pickled.pt made --heads 3 --objective flow"
-
-
-def hidden_pickle(home: Path) -> str:
-    torch.save({"model": {"a": torch.ones(1)}, "ema": {}, "opt": Payload()}, home / "hidden.pt")
-    return "convert hidden.pt made --heads 3 --objective flow"
 
 
 def cut_off(home: Path) -> str:
@@ -397,8 +460,6 @@ DAMAGED: list[tuple[Callable[[Path], str], int, str]] = [
     (deeper, 5, "belongs to another model: model.depth is 2 there and 4"),
     (misspell, 2, "unknown key model.widht, did you mean model.width? — run/config.yaml"),
     (garble, 2, "the config is no YAML — run/config.yaml"),
-    (pickled, 5, "pickled.pt"),
-    (hidden_pickle, 5, "hidden.pt"),
     (cut_off, 5, "cut.pt"),
     (of_another_preset, 2, "diffmoe-s-e16-flow|width|preset"),
     (without_heads, 2, "heads"),
@@ -427,7 +488,6 @@ def test_a_damaged_or_hostile_file_is_one_sentence_and_leaves_nothing(
     assert said in sentence or re.search(said, sentence), sentence
     assert found == code
     assert files(home) == before
-    assert not (home / "canary").exists()
 
 
 @pytest.mark.parametrize("bad", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])

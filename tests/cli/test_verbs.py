@@ -17,8 +17,10 @@ from checkpoint.released_model import KINDS, ReleasedModel, randomized
 from diffmoe.checkpoint import load
 from diffmoe.cli import main
 from diffmoe.cli.verbs import VERBS
+from diffmoe.cli.words import duration
 from diffmoe.config import DDPMConfig, FlowConfig, read_config, to_yaml
 from diffmoe.console import program
+from diffmoe.errors import ConfigError
 from diffmoe.presets import PRESETS, preset
 from diffmoe.training import train
 from runs import run_config
@@ -316,3 +318,36 @@ def test_sigterm_ends_a_verb_as_an_interruption_does(
     assert main(["presets"]) == 75
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("word", "seconds"),
+    [
+        ("45s", 45),
+        ("90m", 5400),
+        ("3.5h", 12600),
+        ("1d", 86400),
+        ("01:30:05", 5405),
+        ("100:00:00", 360000),
+    ],
+)
+def test_a_time_is_understood(word: str, seconds: float) -> None:
+    assert duration(word) == seconds
+
+
+@pytest.mark.parametrize(
+    "word", ["", "90", "m", "-3m", "1h30m", "1:30", "00:70:00", "1e3s", "nan", "٣m"]
+)
+def test_a_time_that_is_none_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="is no time — say 90m"):
+        duration(word)
+
+
+def test_a_run_stops_at_the_end_of_its_time_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "digits-diffmoe", *QUICK, "--run", str(tmp_path / "run")]
+    assert main([*words, "--max-time", "0s"]) == 75
+    said = capsys.readouterr().err
+    assert f"stopped at the end of its time after step 1, saved — {tmp_path / 'run'}" in said
+    assert main(["train", str(tmp_path / "run"), "--quiet"]) == 0

@@ -1,7 +1,9 @@
 """What cannot run is refused in one sentence that names field, value and remedy."""
 
 import math
-from dataclasses import dataclass
+import pickle
+import re
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,6 +16,8 @@ from diffmoe.config import (
     FlowConfig,
     RunConfig,
     SamplingConfig,
+    TrainingConfig,
+    gathered,
 )
 from diffmoe.errors import ConfigError, ExitCode
 from diffmoe.presets import PRESETS, preset
@@ -329,6 +333,127 @@ def test_policies_go_with_the_selections_of_the_table(selection: str, policy: st
 )
 def test_the_edge_of_what_can_run_is_accepted(changes: dict[str, Any]) -> None:
     assert isinstance(changed(run_config(), changes), RunConfig)
+
+
+# ---- remedies of geometry are legal themselves
+
+GEOMETRY: list[tuple[dict[str, Any], str, str, int]] = [
+    # changes, the field to mend, what its legal values stand behind, how many are named
+    *[
+        ({"model.patch_size": patch, "model.input_size": size}, "model.input_size", "use ", named)
+        for patch, size, named in (
+            (3, 8, 2), (2, 31, 2), (2, 33, 2), (4, 30, 2), (5, 4, 1), (7, 8, 2), (16, 250, 2)
+        )
+    ],
+    *[
+        ({"model.width": width, "model.heads": heads}, "model.heads", "use ", 1)
+        for width, heads in ((16, 3), (16, 32), (64, 7), (384, 9))
+    ],
+    *[
+        ({"training.global_batch": batch, "model.pool_images": pool}, "training.global_batch",
+         "use ", named)
+        for batch, pool, named in ((20, 8, 2), (4, 8, 1), (100, 64, 2), (63, 64, 1))
+    ],
+    *[
+        ({"training.global_batch": 48, "machine.micro_batch": micro}, "machine.micro_batch",
+         "use one of ", 4)
+        for micro in (0, 4, 7, 32, 96)
+    ],
+    ({"model.out_channels": 3}, "model.out_channels", "use ", 2),
+    ({"model.moe_period": 5}, "model.moe_period", "use at most ", 1),
+    ({"model.router": ROUTERS["expert_choice"], "model.router.num_experts": 17},
+     "model.router.num_experts", "use at most ", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "name", "behind", "count"), GEOMETRY, ids=str)
+def test_a_size_that_does_not_fit_names_sizes_that_do(
+    changes: dict[str, Any], name: str, behind: str, count: int
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(run_config(), changes)
+    assert not caught.value.mistakes
+    said = str(caught.value).partition(f" — {behind}")[2]
+    legal = [int(number) for number in re.findall(r"\d+", said)]
+    assert len(legal) == count
+    for value in legal:
+        assert isinstance(changed(run_config(), {**changes, name: value}), RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("experts", "capacity", "size", "pool"),
+    [(256, 1.0, 8, 8), (4, 0.01, 8, 8), (129, 1.0, 8, 8), (16, 0.5, 2, 8), (4096, 1.0, 4, 1)],
+)
+def test_a_pool_without_a_token_for_each_expert_names_the_smallest_that_has(
+    experts: int, capacity: float, size: int, pool: int
+) -> None:
+    """K = 0 is refused, and so is every pool below the one named, which is legal."""
+    router = replace(ROUTERS["batch_pool"], num_experts=experts, capacity=capacity)
+    sizes = {"model.input_size": size, "model.router": router}
+
+    def refusal(images: int) -> str:
+        batch = {"model.pool_images": images, "training.global_batch": images}
+        try:
+            changed(run_config(), sizes | batch)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    found = re.search(r"K would be 0 — use a pool of at least (\d+) images, and", refusal(pool))
+    assert found
+    smallest = int(found[1])
+    assert refusal(smallest) == "" and "K would be 0" in refusal(smallest - 1)
+
+
+# ---- several at once
+
+
+def test_a_record_tells_all_of_its_mistakes() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig(global_batch=0, learning_rate=-1.0, ema_decay=2.0, betas=(0.9, 1.0))
+    assert [told.split()[0] for told in caught.value.mistakes] == [
+        "training.ema_decay",
+        "training.global_batch",
+        "training.learning_rate",
+        "training.betas",
+    ]
+    assert caught.value.head == "4 mistakes"
+    assert str(caught.value) == "; ".join(caught.value.mistakes)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_what_does_not_go_together_is_told_once_each_field_is_in_range() -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(run_config(), {"model.heads": 3, "model.out_channels": 5, "model.moe_period": 4})
+    assert len(caught.value.mistakes) == 3
+    with pytest.raises(ConfigError) as caught:
+        changed(run_config(), {"model.heads": 0, "model.out_channels": 5, "model.depth": -1})
+    assert [told.split()[0] for told in caught.value.mistakes] == ["model.depth", "model.heads"]
+
+
+def test_a_config_tells_all_that_its_records_contradict() -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(
+            run_config(),
+            {
+                "training.global_batch": 20,
+                "sampling.sampler": "ddim",
+                "sampling.guided_channels": 2,
+            },
+        )
+    assert len(caught.value.mistakes) == 3
+
+
+def test_records_are_gathered_from_within_a_block_only() -> None:
+    with gathered() as found:
+        TrainingConfig(global_batch=0)
+        SamplingConfig(steps=0, eta=0.5)
+    assert [told.split()[0] for told in found.mistakes] == [
+        "training.global_batch",
+        "sampling.steps",
+    ]
+    with pytest.raises(ConfigError, match=r"^training\.global_batch 0"):
+        TrainingConfig(global_batch=0)
 
 
 def test_a_record_cannot_be_changed_behind_its_checks() -> None:

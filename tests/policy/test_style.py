@@ -15,9 +15,35 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 300, 60, 10
 USUAL_LINES, USUAL_SHARE = 35, 0.95
 
-UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "imp"}
-UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
-UNSAFE_KEYWORDS = {("weights_only", False), ("allow_pickle", True)}
+UNSAFE_MODULES = {
+    *("pickle", "_pickle", "cPickle", "pickletools", "copyreg", "dill", "cloudpickle", "joblib"),
+    *("marshal", "shelve", "imp", "runpy", "code", "codeop", "jsonpickle"),
+}
+# Names of what loads or runs whatever it is given, from whichever module they are taken.
+UNSAFE_NAMES = {
+    *("eval", "exec", "compile", "__import__", "import_module", "resolve_name", "run_path"),
+    *("run_module", "execfile", "popen", "spawnv", "spawnl", "read_pickle", "to_pickle"),
+    *("unsafe_load", "unsafe_load_all", "full_load", "full_load_all", "load_all"),
+    *("UnsafeLoader", "FullLoader", "CUnsafeLoader", "CFullLoader", "UnsafeConstructor"),
+    *("FileSystemReader", "FileSystemWriter", "load_dataset", "load_dataset_builder"),
+}
+UNSAFE_PLACES = (
+    *("os.system", "os.exec", "os.popen", "os.spawn", "os.posix_spawn", "pty.spawn"),
+    *("torch.jit.load", "torch.package", "torch.hub.load", "torch.export.load", "torch.classes"),
+    *("yaml.load", "yaml.Loader", "yaml.CLoader", "pkgutil.resolve_name", "logging.config"),
+    *("subprocess.getoutput", "subprocess.getstatusoutput", "torch.distributed.checkpoint"),
+    *("builtins.eval", "builtins.exec", "sys.modules"),
+)
+UNSAFE_KEYWORDS = {
+    *(("weights_only", False), ("allow_pickle", True), ("shell", True), ("trust_remote_code", True))
+}
+METHODS = {"compile", "eval"}  # of modules and patterns, which run nothing
+# What loads a pickle unless it is told not to, and how it is told.
+WANTED_KEYWORDS = {
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+}
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")
 
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".cff", ".html", ".css", ".j2", ""}
@@ -70,32 +96,82 @@ def imported(node: ast.AST) -> list[str]:
 
 def unsafe(path: Path, source: str) -> list[str]:
     """Code run from data or from strings, and prints outside the command line."""
-    faults = []
-    for node in ast.walk(ast.parse(source)):
-        modules = [module.split(".") for module in imported(node)]
-        if any(parts[0] in UNSAFE_MODULES or dynamic(parts) for parts in modules):
-            faults.append((node, ".".join(modules[0])))
+    faults, tree = [], ast.parse(source)
+    known = aliases(tree) | {
+        node.arg: "an argument" for node in ast.walk(tree) if is_argument(node)
+    }
+    for node in ast.walk(tree):
+        named = [name.rstrip(".") for name in imported(node)]
+        faults += [(node, name) for name in named if is_unsafe_module(name)]
+        if isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
+            named = [spelt(dotted(node), known)]
+        faults += [(node, name) for name in named if is_unsafe(name)]
         if isinstance(node, ast.Call):
-            faults += [(node, call) for call in unsafe_call(path, node)]
-    return [f"{path.name}:{node.lineno}: {what}" for node, what in faults]
+            bare = dotted(node.func)
+            faults += [(node, bare)] if bare in UNSAFE_NAMES else []
+            faults += [(node, call) for call in unsafe_call(path, node, spelt(bare, known))]
+    return sorted({f"{path.name}:{node.lineno}: {what}" for node, what in faults})
+
+
+def is_argument(node: ast.AST) -> bool:
+    """Whether a function has a switch that is called as the built-in which compiles strings."""
+    return isinstance(node, ast.arg) and node.arg == "compile"
+
+
+def aliases(tree: ast.AST) -> dict[str, str]:
+    """What the names that a module imports stand for, whatever it calls them."""
+    known = {"np": "numpy"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            for alias in node.names:
+                whole = f"{module}.{alias.name}" if module else alias.name
+                if alias.asname or module:
+                    known[alias.asname or alias.name] = whole
+    return known
+
+
+def spelt(name: str, known: dict[str, str]) -> str:
+    """A dotted name with what its first part stands for."""
+    first, dot, rest = name.partition(".")
+    return f"{known.get(first, first)}{dot}{rest}"
+
+
+def is_unsafe_module(name: str) -> bool:
+    """Whether an import is of what unpickles, or imports by string."""
+    parts = name.split(".")
+    return parts[0] in UNSAFE_MODULES or dynamic(parts)
+
+
+def is_unsafe(name: str) -> bool:
+    """Whether a dotted name is of what runs or loads whatever it is given."""
+    parts = name.split(".")
+    return (
+        name in UNSAFE_NAMES
+        or (len(parts) > 1 and parts[-1] in UNSAFE_NAMES - METHODS)
+        or any(name == place or name.startswith(f"{place}.") for place in UNSAFE_PLACES)
+        or name.startswith(("os.exec", "os.spawn", "os.posix_spawn", "torch.hub.load"))
+    )
 
 
 def dynamic(parts: list[str]) -> bool:
-    """Whether an import gives the means to import by string; metadata and resources do not."""
+    """Whether a name is a means to import by string; metadata and resources are none."""
     return parts[0] == "importlib" and parts[1:2] not in (["metadata"], ["resources"])
 
 
-def unsafe_call(path: Path, call: ast.Call) -> list[str]:
+def unsafe_call(path: Path, call: ast.Call, name: str) -> list[str]:
     """What is unsafe or noisy about one call."""
-    name = dotted(call.func)
-    bad = name in UNSAFE_CALLS or name == "yaml.load"
-    bad |= name == "print" and path.relative_to(PACKAGE).parts[0] != "cli"
-    keywords = {
-        (word.arg, word.value.value)
-        for word in call.keywords
-        if isinstance(word.value, ast.Constant)
-    }
-    return [name] * bad + [f"{word}={value}" for word, value in keywords & UNSAFE_KEYWORDS]
+    said = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    faults = ["print"] * (name == "print" and path.relative_to(PACKAGE).parts[0] != "cli")
+    faults += [
+        f"{word}={said[word]}" for word, bad in UNSAFE_KEYWORDS if said.get(word) == str(bad)
+    ]
+    if name in WANTED_KEYWORDS:
+        word, value = WANTED_KEYWORDS[name]
+        faults += [f"{name} without {word}={value}"] * (said.get(word) != str(value))
+    if None in said and name in WANTED_KEYWORDS:
+        faults.append(f"{name} with keywords that nobody sees")
+    return faults
 
 
 def unfinished(path: Path, source: str) -> list[str]:
@@ -198,21 +274,82 @@ MODEL = PACKAGE / "model" / "routing.py"
 ROUTE = "def route(self, rows, plan):\n    return "
 
 
+UNSAFE_SOURCES = [
+    "import pickle",
+    "import _pickle",
+    "import os, pickle as p",
+    "from pickle import load",
+    "import dill",
+    "import cloudpickle",
+    "from joblib import load",
+    "import marshal",
+    "import shelve",
+    "x = pandas.read_pickle(path)",
+    "import importlib",
+    "import importlib.util as u",
+    "from importlib import import_module",
+    "from importlib import import_module as get",
+    "import runpy",
+    "from pkgutil import resolve_name",
+    "import pkgutil\nx = pkgutil.resolve_name(text)",
+    "exec('x = 1')",
+    "x = eval('1')",
+    "run = eval",
+    "import builtins\nx = builtins.eval('1')",
+    "x = compile(text, '', 'exec')",
+    "def run(compile):\n    return compile(text, '', 'exec')",
+    "x = __import__(name)",
+    "x = sys.modules[name]",
+    "import os\nos.system(text)",
+    "from os import system",
+    "import os\nos.popen(text)",
+    "import os\nos.execvp(text, [])",
+    "subprocess.run(text, shell=True)",
+    "import subprocess as s\ns.Popen(text, shell=True)",
+    "subprocess.getoutput(text)",
+    "yaml.load(text)",
+    "yaml.load(text, Loader=yaml.SafeLoader)",
+    "import yaml as y\ny.load(text)",
+    "from yaml import load",
+    "from yaml import unsafe_load as load",
+    "yaml.full_load(text)",
+    "class Loader(yaml.FullLoader): ...",
+    "class Loader(yaml.Loader): ...",
+    "Loader = yaml.UnsafeLoader",
+    "torch.load(path)",
+    "torch.load(path, weights_only=False)",
+    "torch.load(path, weights_only=safe)",
+    "torch.load(path, **options)",
+    "from torch import load\nload(path)",
+    "import torch as t\nt.load(path)",
+    "torch.jit.load(path)",
+    "from torch import jit\njit.load(path)",
+    "import torch.package",
+    "from torch.package import PackageImporter",
+    "torch.hub.load(name, name)",
+    "from torch import hub\nhub.load_state_dict_from_url(name)",
+    "import torch.distributed.checkpoint as dcp",
+    "from torch.distributed.checkpoint import FileSystemReader",
+    "from torch.distributed.checkpoint import FileSystemWriter",
+    "from torch.distributed import checkpoint",
+    "np.load(path)",
+    "np.load(path, mmap_mode='r')",
+    "numpy.load(path, allow_pickle=True)",
+    "np.load(path, allow_pickle=trusted)",
+    "from numpy import load as read\nread(path)",
+    "datasets.load_dataset(name)",
+    "datasets.load_dataset(name, trust_remote_code=True)",
+    "AutoModel.from_pretrained(name, trust_remote_code=True)",
+]
+
+
 @pytest.mark.parametrize(
     ("checker", "source"),
     [
         (oversized, "x = 1\n" * (FILE_LINES + 1)),
         (oversized, "def f():\n" + "    x = 1\n" * FUNCTION_LINES),
         (unsafe, "print('loss')"),
-        (unsafe, "import pickle"),
-        (unsafe, "from pickle import load"),
-        (unsafe, "import importlib"),
-        (unsafe, "from importlib import import_module"),
-        (unsafe, "exec('x = 1')"),
-        (unsafe, "x = eval('1')"),
-        (unsafe, "yaml.load(text)"),
-        (unsafe, "torch.load(path, weights_only=False)"),
-        (unsafe, "numpy.load(path, allow_pickle=True)"),
+        *((unsafe, source) for source in UNSAFE_SOURCES),
         (unfinished, "x = 1  # TODO"),
         (unfinished, "raise NotImplementedError"),
         (impure, "import torch.distributed as dist"),
@@ -238,6 +375,10 @@ def test_a_planted_fault_is_seen(checker, source: str) -> None:
     ("checker", "source"),
     [
         (unsafe, "model.eval()\nyaml.safe_load(text)\ntorch.load(path, weights_only=True)"),
+        (unsafe, "def measure(compile):\n    return Machine(compile)"),
+        (unsafe, "re.compile(text)\ntorch.compile(model)\nclass Loader(yaml.SafeLoader): ..."),
+        (unsafe, "np.load(path, allow_pickle=False)\njson.loads(text)\nload(path)"),
+        (unsafe, "subprocess.run(words, check=True)\ndatasets.load_from_disk(path)"),
         (unsafe, "from importlib.metadata import version"),
         (impure, "with torch.autocast(x.device.type): ..."),
         (moody, "def forward(self, x):\n    return self.training"),

@@ -11,6 +11,7 @@ from diffmoe.arguments.records import (
     PrepareCommand,
     ReportCommand,
     SampleCommand,
+    SelftestCommand,
     SweepCommand,
     TrainCommand,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "PrepareCommand",
     "ReportCommand",
     "SampleCommand",
+    "SelftestCommand",
     "SweepCommand",
     "TrainCommand",
     "parse",

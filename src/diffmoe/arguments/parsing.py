@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 
 from diffmoe.arguments.records import FLAT, TrainCommand
-from diffmoe.config import RunConfig, field_names, nearest
-from diffmoe.errors import ConfigError, DiffMoEError
+from diffmoe.config import RunConfig, field_names, gathered, nearest
+from diffmoe.errors import ConfigError
 
 __all__ = ["parse"]
 
@@ -25,6 +25,7 @@ _VALUE = re.compile(
     r"(?:with base 10: |string to float: |instantiated from |arguments:? )(\[.*?\]|.*)"
 )
 _KIND = r" (\{None\}\|)?\[?((INT|FLOAT|STR|PATH)(?: \3)*)"
+_FLAG = re.compile(r"(?:Error parsing |for argument ')(--[^\s:']+)")
 _CHOICE = re.compile(r"invalid choice '(.*?)' for argument '(\S+)'\. Expected one of")
 
 # What to do where a kind of record lacks a field that another kind has.
@@ -37,16 +38,41 @@ _INSTEAD = {
 def parse(record: type[Record], default: Record, words: Sequence[str], prog: str) -> Record:
     """The record that `words` make of `default`; `--help` prints the flags and exits.
 
-    Raises ConfigError for a flag that is not there (naming the nearest), a value of the wrong
-    type, and whatever the record's own checks raise.
+    Raises one ConfigError for all that is wrong: flags that are not there (naming the nearest),
+    values of the wrong type, and whatever the record's own checks find.
     """
+    told: list[ConfigError] = []
+    left, dropped = list(words), list[str]()
+    while True:
+        with gathered(_groups(default, dropped)) as found:
+            made, slip = _attempt(record, _undecided(default, left), left, prog)
+        if made is not None:
+            break
+        told.append(_told(slip, default, prog))
+        flag = _flag_of(slip)
+        without = _without(left, flag)
+        if without == left:  # what was said of no flag cannot be set aside
+            raise _several(told, prog)
+        left, dropped = without, [*dropped, flag]
+    parsed, unknown = made
+    told += [*_another_kind(unknown, default, prog), *_unknown(unknown, default, prog)]
+    told += [*_nothing(parsed, left, prog), *map(ConfigError, found.mistakes)]
+    if told:
+        raise _several(told, prog)
+    return parsed
+
+
+def _attempt(
+    record: type[Record], default: Record, words: list[str], prog: str
+) -> tuple[tuple[Record, list[str]] | None, str]:
+    """The record and the words that are unknown, or else what the parser wrote into its box."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            found, unknown = tyro.cli(
+            made = tyro.cli(
                 record,
-                default=_undecided(default, words),
-                args=list(words),
+                default=default,
+                args=words,
                 prog=prog,
                 config=(tyro.conf.AvoidSubcommands,),
                 return_unknown_args=True,
@@ -54,12 +80,44 @@ def parse(record: type[Record], default: Record, words: Sequence[str], prog: str
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise _mistake(stop, said.getvalue(), default, prog) from None
-    if unknown:
-        _refuse_another_kind(unknown, default, prog)
-        raise _unknown(unknown, list(_flags(default)), prog)
-    _refuse_nothing(found, words, prog)
-    return found
+        return None, said.getvalue()
+    return made, ""
+
+
+def _several(told: list[ConfigError], prog: str) -> ConfigError:
+    """All mistakes as one error; a single one as it is."""
+    if len(told) == 1:
+        return told[0]
+    see = f"see {prog} --help"
+    plain = (str(error).removesuffix(f" — {see}") for error in told)
+    return ConfigError.of(plain, remedy=see)
+
+
+def _groups(default: Any, flags: list[str]) -> set[str]:
+    """The groups of config fields that lack what flags were to say."""
+    flat = "" if isinstance(default, TrainCommand) else "sampling"
+    return {_field(flag).rpartition(".")[0] or flat for flag in flags}
+
+
+def _field(flag: str) -> str:
+    """The dotted name of a flag's field."""
+    return flag.lstrip("-").replace("-", "_").replace(".no_", ".")
+
+
+def _flag_of(box: str) -> str:
+    """The flag that the parser speaks of; empty if it names none."""
+    found = _FLAG.search(_paragraphs(box)[0])
+    return found[1] if found else ""
+
+
+def _without(words: list[str], flag: str) -> list[str]:
+    """The words without a flag, wherever it stands, and what was given to it."""
+    kept, inside = [], False
+    for word in words:
+        if word.startswith("--"):
+            inside = bool(flag) and _field(word.partition("=")[0]) == _field(flag)
+        kept += [] if inside else [word]
+    return kept
 
 
 def _undecided(default: Any, words: Sequence[str]) -> Any:
@@ -78,35 +136,25 @@ def _rid(record: Any, name: str, words: Sequence[str]) -> Any:
     return replace(record, **{name: getattr(record, name).undecided()})
 
 
-def _refuse_nothing(found: Any, words: Sequence[str], prog: str) -> None:
-    """Raise ConfigError for a flag of several values that was given none: not its default."""
+def _nothing(found: Any, words: Sequence[str], prog: str) -> Iterator[ConfigError]:
+    """Flags of several values that were given none: not their default."""
     for entry in fields(found):
         flag = f"--{entry.name.replace('_', '-')}"
         if getattr(found, entry.name) == () and flag in words:
-            raise ConfigError(
+            yield ConfigError(
                 f"{flag} was given no value",
                 remedy=f"give one or more, or leave it out; see {prog} --help",
             )
 
 
-def _mistake(stop: SystemExit, box: str, default: Any, prog: str) -> DiffMoEError:
-    """What a record's own check raised, or else what the parser wrote into its box."""
-    for cause in _causes(stop):
-        if isinstance(cause, DiffMoEError):
-            return cause
+def _told(box: str, default: Any, prog: str) -> ConfigError:
+    """What the parser wrote into its box, as a sentence."""
     message, *helptext = _paragraphs(box)
     if choice := _CHOICE.search(message):
         return _wrong_choice(choice[2], choice[1], _choices(default, choice[2]), prog)
     if found := _PLACE.match(message):
         message = _wrong_value(found[1], found[2], helptext)
     return ConfigError(message.rstrip(". "), remedy=f"see {prog} --help")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    following: BaseException | None = error
-    while following is not None:
-        yield following
-        following = following.__cause__ or following.__context__
 
 
 def _paragraphs(box: str) -> list[str]:
@@ -171,36 +219,48 @@ def _flags(record: Any, prefix: str = "--") -> Iterator[str]:
             yield f"{prefix}no-{name}"
 
 
-def _refuse_another_kind(words: list[str], default: Any, prog: str) -> None:
-    """Raise ConfigError for a flag of a config, but of records of another kind than this one's."""
-    elsewhere = field_names(RunConfig) if isinstance(default, TrainCommand) else {}
-    for flag in (word.split("=")[0] for word in words if word.startswith("-")):
-        name = flag.lstrip("-").replace("-", "_").replace(".no_", ".")
-        group, _, field = name.rpartition(".")
-        if name in elsewhere and group:
+def _foreign(flag: str, default: Any) -> bool:
+    """Whether a flag is one of a config, but of records of another kind than this one's."""
+    name = _field(flag)
+    return isinstance(default, TrainCommand) and "." in name and name in field_names(RunConfig)
+
+
+def _another_kind(words: list[str], default: Any, prog: str) -> Iterator[ConfigError]:
+    """The flags that only records of another kind have."""
+    for flag in _flags_among(words):
+        if _foreign(flag, default):
+            group, _, field = _field(flag).rpartition(".")
             kind = attrgetter(group)(default.config).kind
             lack = "is part of the preset" if field == "kind" else f"has no {field}"
-            raise ConfigError(
+            yield ConfigError(
                 f"unknown flag {flag}: {group} is of kind {kind}, which {lack}",
                 remedy=_INSTEAD.get(kind, f"see {prog} --help"),
             )
 
 
-def _unknown(words: list[str], known: list[str], prog: str) -> ConfigError:
-    flags = [word.split("=")[0] for word in words if word.startswith("-")]
-    if not flags:
-        return ConfigError(f"unexpected word {words[0]!r}", remedy=f"see {prog} --help")
-    near = [found for found in (_nearest(flag, known) for flag in flags) if found]
-    remedy = f"did you mean {' and '.join(near)}?" if near else f"see {prog} --help"
-    return ConfigError(f"unknown flag {', '.join(flags)}", remedy=remedy)
+def _unknown(words: list[str], default: Any, prog: str) -> Iterator[ConfigError]:
+    """The other flags that nobody has, each with those that it may be meant for."""
+    flags = _flags_among(words)
+    if words and not flags:
+        yield ConfigError(f"unexpected word {words[0]!r}", remedy=f"see {prog} --help")
+    known = list(_flags(default))
+    for flag in flags:
+        if not _foreign(flag, default):
+            near = " or ".join(_nearest(flag, known))
+            remedy = f"did you mean {near}?" if near else f"see {prog} --help"
+            yield ConfigError(f"unknown flag {flag}", remedy=remedy)
 
 
-def _nearest(flag: str, known: list[str]) -> str | None:
-    """The flag of that last name in another section, else the one most alike."""
-    spelt = flag.replace("_", "-")
-    name = _last(spelt)
-    return next((other for other in known if _last(other) == name), nearest(spelt, known))
+def _flags_among(words: list[str]) -> list[str]:
+    return [word.split("=")[0] for word in words if word.startswith("-")]
+
+
+def _nearest(flag: str, known: list[str]) -> list[str]:
+    """The flags of that last name in other sections, else the one most alike."""
+    namesakes = [other for other in known if _last(other) == _last(flag)]
+    near = nearest(flag, known)
+    return namesakes or ([near] if near else [])
 
 
 def _last(flag: str) -> str:
-    return flag.lstrip("-").rsplit(".", 1)[-1]
+    return flag.lstrip("-").rsplit(".", 1)[-1].replace("_", "-").lower()

@@ -19,6 +19,7 @@ __all__ = [
     "PrepareCommand",
     "ReportCommand",
     "SampleCommand",
+    "SelftestCommand",
     "SweepCommand",
     "TrainCommand",
 ]
@@ -193,4 +194,20 @@ class PrepareCommand:
     skip_damaged: bool = False  # leave out images that cannot be read, up to 1 in 100
     workers: int = 0  # processes that read images
     device: str = "auto"  # auto, cpu, cuda, ...
+    quiet: bool = False  # no progress bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelftestCommand:
+    """Put the promises of reliability to a quick trial on this machine and file system.
+
+    It kills, cuts, fills and interrupts tiny runs in a folder of its own, which goes afterwards,
+    and prints what was tried, how often it held and what was seen. Exit code 0 if all promises
+    held, 5 if one about storage was broken, 1 if only others were.
+    """
+
+    folder: Path = Path()  # on the file system to be tried: where runs will lie
+    only: tuple[str, ...] = ()  # drills, by the names in the table; none = all
+    seed: int = 0  # of what is random in the faults
+    out: Path | None = None  # JSON file to keep the figures in; None = none
     quiet: bool = False  # no progress bar

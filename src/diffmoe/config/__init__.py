@@ -1,5 +1,6 @@
 """What a run is: frozen records, their cross-checks and their text form."""
 
+from diffmoe.config.checks import Checked, gathered
 from diffmoe.config.data import (
     SD_VAE,
     AutoencoderCodec,
@@ -19,6 +20,7 @@ from diffmoe.config.model import (
     TokenChoice,
     register_options,
 )
+from diffmoe.config.names import field_names, nearest
 from diffmoe.config.run import (
     DDPMConfig,
     FlowConfig,
@@ -31,10 +33,8 @@ from diffmoe.config.run import (
 from diffmoe.config.sampling import LEGAL_POLICIES, Level, SamplingConfig
 from diffmoe.config.text import (
     differences,
-    field_names,
     from_dict,
     identity_differences,
-    nearest,
     read_config,
     to_dict,
     to_yaml,
@@ -46,6 +46,7 @@ __all__ = [
     "SD_VAE",
     "AutoencoderCodec",
     "BatchPool",
+    "Checked",
     "CodecConfig",
     "DDPMConfig",
     "DataConfig",
@@ -68,6 +69,7 @@ __all__ = [
     "differences",
     "field_names",
     "from_dict",
+    "gathered",
     "identity_differences",
     "nearest",
     "read_config",

@@ -1,11 +1,13 @@
 """What a run is trained on, and what turns its images into what the model sees."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from diffmoe.config.checks import check_positive, check_within
+from diffmoe.config.checks import Checked, positive, within
 from diffmoe.config.marks import EXTEND, MACHINE
+from diffmoe.errors import ConfigError
 
 __all__ = [
     "SD_VAE",
@@ -26,7 +28,7 @@ class DigitsData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderData:
+class FolderData(Checked):
     """Images or latents on disk.
 
     Images are a folder with a sub-folder for each class, a .tar or .zip of one, WebDataset shards
@@ -35,14 +37,16 @@ class FolderData:
     `labels.npy` (N,), or a cache that `diffmoe prepare` made of images.
     """
 
+    group: ClassVar[str] = "data"
     kind: ClassVar[str] = "folder"
     path: Annotated[Path | None, MACHINE] = None  # the folder or archive; None = not yet chosen
     flip: bool = True  # mirror half of the images at random
     on_bad_sample: Annotated[Literal["error", "replace"], EXTEND] = "error"  # a damaged one
     max_bad_share: Annotated[float, EXTEND] = 1e-3  # share of the samples that may be replaced
 
-    def __post_init__(self) -> None:
-        check_within(0, 1, "data", self, "max_bad_share")
+    def ranges(self) -> Iterator[ConfigError]:
+        """A share is one of all."""
+        yield from within(0, 1, self, "max_bad_share")
 
 
 DataConfig = DigitsData | FolderData
@@ -57,18 +61,20 @@ class PixelCodec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderCodec:
+class AutoencoderCodec(Checked):
     """The model works on the latents of a diffusers `AutoencoderKL`."""
 
+    group: ClassVar[str] = "codec"
     kind: ClassVar[str] = "autoencoder"
     path: Annotated[str, MACHINE]  # folder or hub name of the autoencoder
     factor: int  # image side / latent side
     scale: float  # latents are multiplied by this after the shift
     shift: float  # subtracted from latents before scaling
 
-    def __post_init__(self) -> None:
-        check_positive("codec", self, "factor", "scale")
-        check_within(-1000, 1000, "codec", self, "shift")
+    def ranges(self) -> Iterator[ConfigError]:
+        """Latents can be turned into images again."""
+        yield from positive(self, "factor", "scale")
+        yield from within(-1000, 1000, self, "shift")
 
 
 CodecConfig = PixelCodec | AutoencoderCodec

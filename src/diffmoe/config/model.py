@@ -1,10 +1,11 @@
 """What defines a network: nothing here has a default."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from typing import ClassVar
 
-from diffmoe.config.checks import check_at_least
+from diffmoe.config.checks import Checked, at_least, is_sound, raised
 from diffmoe.errors import ConfigError
 
 __all__ = [
@@ -19,9 +20,10 @@ __all__ = [
 ]
 
 
-class RouterOptions:
+class RouterOptions(Checked):
     """Options of one kind of router: a frozen dataclass with `kind` and `num_experts`."""
 
+    group: ClassVar[str] = "model.router"
     kind: ClassVar[str]  # its name in config.yaml
     selections: ClassVar[tuple[str, ...]] = ()  # that it obeys while sampling; () = it has its own
     num_experts: int  # E
@@ -50,12 +52,15 @@ class TokenChoice(RouterOptions):
     top_k: int  # experts a token takes
     balance_weight: float  # alpha of the balance loss; 0.01 in the paper's baseline
 
-    def check(self, tokens: int, pool_images: int) -> None:
-        """Raise ConfigError unless 1 <= top_k <= num_experts."""
-        _check_experts(self.num_experts)
-        check_at_least(0, "model.router", self, "balance_weight")
+    def ranges(self) -> Iterator[ConfigError]:
+        """There are experts, and the balance loss pulls the right way."""
+        yield from _experts(self)
+        yield from at_least(0, self, "balance_weight")
+
+    def relations(self) -> Iterator[ConfigError]:
+        """1 <= top_k <= num_experts."""
         if not 1 <= self.top_k <= self.num_experts:
-            raise ConfigError(
+            yield ConfigError(
                 f"model.router.top_k {self.top_k} is not in 1..{self.num_experts}",
                 remedy="a token takes at least one expert and at most all of them",
             )
@@ -69,10 +74,16 @@ class ExpertChoice(RouterOptions):
     num_experts: int  # E
     capacity: float  # C, 1 = the work of one dense FFN
 
+    def ranges(self) -> Iterator[ConfigError]:
+        """There are experts."""
+        yield from _experts(self)
+
+    def relations(self) -> Iterator[ConfigError]:
+        """0 < capacity <= num_experts."""
+        yield from _capacity(self.capacity, self.num_experts)
+
     def check(self, tokens: int, pool_images: int) -> None:
         """Raise ConfigError if an expert would take no token of an image."""
-        _check_experts(self.num_experts)
-        _check_capacity(self.capacity, self.num_experts)
         if tokens * self.capacity < self.num_experts:
             largest = max(1, int(tokens * self.capacity))
             raise ConfigError(
@@ -93,22 +104,30 @@ class BatchPool(RouterOptions):
     predictor_weight: float  # weight of the capacity predictor's loss (Eq. 13)
     threshold_decay: float  # decay of the tracked thresholds (Eq. 17), 0.95 in the paper
 
-    def check(self, tokens: int, pool_images: int) -> None:
-        """Raise ConfigError if an expert would take no token of a pool (K = 0)."""
-        _check_experts(self.num_experts)
-        _check_capacity(self.capacity, self.num_experts)
-        check_at_least(0, "model.router", self, "predictor_weight")
-        if not 0 <= self.threshold_decay < 1:
-            raise ConfigError(
-                f"model.router.threshold_decay {self.threshold_decay} is not in [0, 1)",
+    def ranges(self) -> Iterator[ConfigError]:
+        """There are experts, and thresholds are averages of what was seen."""
+        yield from _experts(self)
+        yield from at_least(0, self, "predictor_weight")
+        decay = getattr(self, "threshold_decay", 0)
+        if not 0 <= decay < 1:
+            yield ConfigError(
+                f"model.router.threshold_decay {decay} is not in [0, 1)",
                 remedy="0.95 is the paper's",
             )
+
+    def relations(self) -> Iterator[ConfigError]:
+        """0 < capacity <= num_experts."""
+        yield from _capacity(self.capacity, self.num_experts)
+
+    def check(self, tokens: int, pool_images: int) -> None:
+        """Raise ConfigError if an expert would take no token of a pool (K = 0)."""
         if tokens * pool_images * self.capacity < self.num_experts:
             smallest = math.ceil(self.num_experts / (tokens * self.capacity))
             raise ConfigError(
                 f"model.pool_images {pool_images} makes a pool of {tokens * pool_images} tokens for"
                 f" {self.num_experts} experts: K would be 0",
-                remedy=f"use a pool of at least {smallest} images",
+                remedy=f"use a pool of at least {smallest} images, and as training.global_batch a"
+                " multiple of it",
             )
 
 
@@ -134,9 +153,10 @@ def register_options(options: type[RouterOptions]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """A diffusion transformer (DiT) whose odd feed-forward layers may be mixtures of experts."""
 
+    group: ClassVar[str] = "model"
     input_size: int  # side of the square latent or image the network sees
     patch_size: int  # side of a patch; a token is one patch
     channels: int  # channels of the latent or image
@@ -150,38 +170,50 @@ class ModelConfig:
     moe_period: int  # blocks moe_period - 1, 2 * moe_period - 1, ... are MoE; 2 in the paper
     pool_images: int  # images whose tokens compete for an expert in training
 
-    def __post_init__(self) -> None:
-        _check_sizes(self)
+    def ranges(self) -> Iterator[ConfigError]:
+        """Sizes are those of a network."""
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                yield ConfigError(f"model.{name} {value} is not positive", remedy="use 1 or more")
+            if name in _LARGEST and value > _LARGEST[name]:
+                yield ConfigError(
+                    f"model.{name} {value} is larger than any network of this kind",
+                    remedy=f"use {_LARGEST[name]} at most",
+                )
+
+    def relations(self) -> Iterator[ConfigError]:
+        """Sizes divide one another, and every expert finds tokens."""
         if self.input_size % self.patch_size:
             lower = self.input_size // self.patch_size * self.patch_size
             legal = " or ".join(str(n) for n in (lower, lower + self.patch_size) if n)
-            raise ConfigError(
+            yield ConfigError(
                 f"model.input_size {self.input_size} is not a multiple of model.patch_size"
                 f" {self.patch_size}",
                 remedy=f"use {legal}",
             )
         if self.width % self.heads:
-            raise ConfigError(
+            yield ConfigError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}",
                 remedy=f"use {_nearest_divisor(self.width, self.heads)} heads",
             )
         if self.width % 4:
-            raise ConfigError(
+            yield ConfigError(
                 f"model.width {self.width} is not a multiple of 4",
                 remedy="the 2-D position table needs sine and cosine for each of two axes",
             )
         if self.out_channels not in (self.channels, 2 * self.channels):
-            raise ConfigError(
+            yield ConfigError(
                 f"model.out_channels {self.out_channels} fits no objective",
                 remedy=f"use {self.channels}, or {2 * self.channels} with a learned variance",
             )
         if self.router.num_experts and not self.moe_blocks:
-            raise ConfigError(
+            yield ConfigError(
                 f"model.moe_period {self.moe_period} is more than model.depth {self.depth}:"
                 " no block would have experts",
                 remedy=f"use at most {self.depth}",
             )
-        self.router.check(self.tokens, self.pool_images)
+        if is_sound(self.router) and self.tokens:
+            yield from raised(self.router.check, self.tokens, self.pool_images)
 
     @property
     def tokens(self) -> int:
@@ -215,28 +247,18 @@ _LARGEST = {
 _MOST_EXPERTS = 2**12
 
 
-def _check_sizes(config: ModelConfig) -> None:
-    for name, value in vars(config).items():
-        if isinstance(value, int) and value < 1:
-            raise ConfigError(f"model.{name} {value} is not positive", remedy="use 1 or more")
-        if name in _LARGEST and value > _LARGEST[name]:
-            raise ConfigError(
-                f"model.{name} {value} is larger than any network of this kind",
-                remedy=f"use {_LARGEST[name]} at most",
-            )
-
-
-def _check_experts(num_experts: int) -> None:
-    if not 1 <= num_experts <= _MOST_EXPERTS:
-        raise ConfigError(
-            f"model.router.num_experts {num_experts} is not in 1..{_MOST_EXPERTS}",
+def _experts(options: RouterOptions) -> Iterator[ConfigError]:
+    number = getattr(options, "num_experts", 1)
+    if not 1 <= number <= _MOST_EXPERTS:
+        yield ConfigError(
+            f"model.router.num_experts {number} is not in 1..{_MOST_EXPERTS}",
             remedy="use the dense router for a network without experts",
         )
 
 
-def _check_capacity(capacity: float, num_experts: int) -> None:
+def _capacity(capacity: float, num_experts: int) -> Iterator[ConfigError]:
     if not 0 < capacity <= num_experts:
-        raise ConfigError(
+        yield ConfigError(
             f"model.router.capacity {capacity} is not in (0, {num_experts}]",
             remedy="1 is the work of one dense FFN",
         )

@@ -1,13 +1,14 @@
 """What a training run is, and which of its fields may change when it is resumed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from diffmoe.config.checks import check_at_least, check_positive, check_within
+from diffmoe.config.checks import Checked, at_least, positive, within
 from diffmoe.config.data import CodecConfig, DataConfig
 from diffmoe.config.marks import EXTEND, IDENTITY, MACHINE
 from diffmoe.config.model import ModelConfig
-from diffmoe.config.sampling import SELECTING, SamplingConfig, refuse_idle
+from diffmoe.config.sampling import SELECTING, SamplingConfig, idle
 from diffmoe.errors import ConfigError
 
 __all__ = [
@@ -22,9 +23,10 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
+class FlowConfig(Checked):
     """Rectified flow: x_t = (1 - t) x_0 + t eps, velocity eps - x_0 (Sec. 4.1, SiT)."""
 
+    group: ClassVar[str] = "objective"
     kind: ClassVar[str] = "flow"
     samplers: ClassVar[tuple[str, ...]] = ("euler", "heun", "dopri5")
     time_sampling: Literal["uniform", "logit_normal"] = "uniform"  # law of t in training
@@ -33,15 +35,17 @@ class FlowConfig:
     time_scale: float = 1.0  # what the network sees is t * time_scale
     convention: Literal["paper", "released"] = "paper"  # released: time 1 - t, velocity x_0 - eps
 
-    def __post_init__(self) -> None:
-        check_positive("objective", self, "logit_std", "time_scale")
-        check_within(-100, 100, "objective", self, "logit_mean")
+    def ranges(self) -> Iterator[ConfigError]:
+        """Times can be drawn."""
+        yield from positive(self, "logit_std", "time_scale")
+        yield from within(-100, 100, self, "logit_mean")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPMConfig:
+class DDPMConfig(Checked):
     """Discrete diffusion with epsilon prediction and a learned-range variance (as DiT)."""
 
+    group: ClassVar[str] = "objective"
     kind: ClassVar[str] = "ddpm"
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "ddim")
     timesteps: int = 1000  # steps of the forward process
@@ -49,11 +53,15 @@ class DDPMConfig:
     beta_end: float = 0.02  # variance of its last step
     variational_weight: float = 1.0  # weight of the variational bound in the hybrid loss
 
-    def __post_init__(self) -> None:
-        check_within(2, 10**6, "objective", self, "timesteps")
-        check_at_least(0, "objective", self, "variational_weight")
+    def ranges(self) -> Iterator[ConfigError]:
+        """There are steps, and the hybrid loss is a sum."""
+        yield from within(2, 10**6, self, "timesteps")
+        yield from at_least(0, self, "variational_weight")
+
+    def relations(self) -> Iterator[ConfigError]:
+        """Variances rise."""
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ConfigError(
+            yield ConfigError(
                 f"objective.beta_start {self.beta_start} and objective.beta_end {self.beta_end} are"
                 " no rising variances",
                 remedy="0 < beta_start <= beta_end < 1",
@@ -64,9 +72,10 @@ ObjectiveConfig = FlowConfig | DDPMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """Optimizer and everything else that shapes the weights."""
 
+    group: ClassVar[str] = "training"
     seed: int = 0  # of initialisation, data order and every draw
     global_batch: int = 256  # images an optimizer step
     learning_rate: float = 1e-4  # peak
@@ -79,18 +88,22 @@ class TrainingConfig:
     label_dropout: float = 0.1  # share of labels replaced by the null class
     precision: Literal["float32", "bfloat16"] = "float32"  # dtype of matrix products
 
-    def __post_init__(self) -> None:
-        check_within(0, 1, "training", self, "ema_decay", "label_dropout")
-        check_within(0, 2**63 - 1, "training", self, "seed")
-        check_within(1, 10**6, "training", self, "global_batch")
-        check_positive("training", self, "learning_rate", "clip_norm")
-        check_at_least(0, "training", self, "weight_decay", "warmup_steps")
+    def ranges(self) -> Iterator[ConfigError]:
+        """The optimizer can work."""
+        yield from within(0, 1, self, "ema_decay", "label_dropout")
+        yield from within(0, 2**63 - 1, self, "seed")
+        yield from within(1, 10**6, self, "global_batch")
+        yield from positive(self, "learning_rate", "clip_norm")
+        yield from at_least(0, self, "weight_decay", "warmup_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(
+            yield ConfigError(
                 f"training.betas {self.betas} are not in [0, 1)", remedy="0.9 and 0.999 are usual"
             )
+
+    def relations(self) -> Iterator[ConfigError]:
+        """The learning rate falls after it has risen."""
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
-            raise ConfigError(
+            yield ConfigError(
                 f"training.decay_steps {self.decay_steps} is not more than training.warmup_steps"
                 f" {self.warmup_steps}",
                 remedy="the decay ends at this step, counted from the first",
@@ -98,9 +111,10 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
+class LoopConfig(Checked):
     """How long to train and what to write while training."""
 
+    group: ClassVar[str] = "loop"
     steps: int = 700_000  # optimizer steps
     log_every: int = 100  # steps between two lines of metrics
     checkpoint_every: int = 10_000  # steps between two checkpoints
@@ -110,17 +124,19 @@ class LoopConfig:
     rewinds: int = 0  # times that it goes back to a checkpoint instead, past the data that did it
     spike_sigma: float = 6.0  # a loss so many deviations above the usual is noted as a spike
 
-    def __post_init__(self) -> None:
+    def ranges(self) -> Iterator[ConfigError]:
+        """Something is trained, told and kept."""
         counts = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every")
-        check_within(1, 10**9, "loop", self, *counts, "max_bad_in_a_row")
-        check_within(0, 10**6, "loop", self, "rewinds")
-        check_positive("loop", self, "spike_sigma")
+        yield from within(1, 10**9, self, *counts, "max_bad_in_a_row")
+        yield from within(0, 10**6, self, "rewinds")
+        yield from positive(self, "spike_sigma")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineConfig:
+class MachineConfig(Checked):
     """Where and how a run computes."""
 
+    group: ClassVar[str] = "machine"
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     micro_batch: int | None = None  # images a forward pass; None = the global batch
     workers: int = 0  # processes that read images
@@ -128,14 +144,16 @@ class MachineConfig:
     compile: bool = False  # torch.compile the model
     background_saves: bool = True  # write checkpoints while training goes on; takes a copy's memory
 
-    def __post_init__(self) -> None:
-        check_within(0, 1024, "machine", self, "workers")
+    def ranges(self) -> Iterator[ConfigError]:
+        """No machine has more processes."""
+        yield from within(0, 1024, self, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Checked):
     """Everything that describes a run; written into its folder."""
 
+    group: ClassVar[str] = ""
     model: Annotated[ModelConfig, IDENTITY]
     objective: Annotated[ObjectiveConfig, IDENTITY]
     data: Annotated[DataConfig, IDENTITY]
@@ -145,70 +163,71 @@ class RunConfig:
     sampling: Annotated[SamplingConfig, EXTEND] = field(default_factory=SamplingConfig)
     machine: Annotated[MachineConfig, MACHINE] = field(default_factory=MachineConfig)
 
-    def __post_init__(self) -> None:
-        self._check_pools()
-        self._check_objective()
-        self._check_selection()
+    def relations(self) -> Iterator[ConfigError]:
+        """What goes across groups of fields."""
+        yield from self._pools()
+        yield from self._solver()
+        yield from self._selection()
         channels = self.sampling.guided_channels
         if channels is not None and channels > self.model.channels:
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.guided_channels {channels} is more than model.channels"
                 f" {self.model.channels}",
                 remedy="leave it out to guide all",
             )
 
-    def _check_objective(self) -> None:
+    def _solver(self) -> Iterator[ConfigError]:
         if self.sampling.sampler not in self.objective.samplers:
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.sampler {self.sampling.sampler} does not solve objective"
                 f" {self.objective.kind}",
                 remedy=f"use one of {', '.join(self.objective.samplers)}",
             )
         if isinstance(self.objective, DDPMConfig):
             if self.model.out_channels != 2 * self.model.channels:
-                raise ConfigError(
+                yield ConfigError(
                     f"model.out_channels {self.model.out_channels} leaves no room for the learned"
                     " variance of objective ddpm",
                     remedy=f"use {2 * self.model.channels}",
                 )
             if self.sampling.steps > self.objective.timesteps:
-                raise ConfigError(
+                yield ConfigError(
                     f"sampling.steps {self.sampling.steps} is more than objective.timesteps"
                     f" {self.objective.timesteps}",
                     remedy="a step of sampling is a step of training",
                 )
 
-    def _check_selection(self) -> None:
+    def _selection(self) -> Iterator[ConfigError]:
         """A setting that the router would ignore is refused: results are stamped with it."""
         known = self.model.router.selections
         if not known:
-            refuse_idle(self.sampling, SELECTING, f"the router is {self.model.router.kind}")
+            yield from idle(self.sampling, SELECTING, f"the router is {self.model.router.kind}")
         if known and self.sampling.selection not in known:
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.selection {self.sampling.selection} is unknown to router"
                 f" {self.model.router.kind}",
                 remedy=f"use one of {', '.join(known)}",
             )
         asked, experts = self.sampling.capacity, self.model.router.num_experts
         if asked is not None and asked > experts:
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.capacity {asked} is not in (0, {experts}]",
                 remedy=f"{experts} is every expert on every token, 1 the work of a dense model",
             )
 
-    def _check_pools(self) -> None:
+    def _pools(self) -> Iterator[ConfigError]:
         pool, batch, micro = self.model.pool_images, self.training.global_batch, self.micro_batch
         if batch % pool:
             legal = " or ".join(
                 str(n) for n in (batch // pool * pool, (batch // pool + 1) * pool) if n
             )
-            raise ConfigError(
+            yield ConfigError(
                 f"training.global_batch {batch} is not a multiple of model.pool_images {pool}",
                 remedy=f"use {legal}",
             )
-        if micro < 1 or batch % micro or micro % pool:
+        elif micro < 1 or batch % micro or micro % pool:
             sizes = [n for n in range(pool, batch + 1, pool) if batch % n == 0]
-            raise ConfigError(
+            yield ConfigError(
                 f"machine.micro_batch {micro} must divide training.global_batch {batch} and be a"
                 f" multiple of model.pool_images {pool}",
                 remedy=f"use one of {', '.join(map(str, sizes))}",

@@ -1,13 +1,14 @@
 """How images are drawn from a trained model; every field may change between two samplings."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from diffmoe.config.checks import check_at_least, check_positive, check_within
+from diffmoe.config.checks import Checked, at_least, positive, within
 from diffmoe.errors import ConfigError
 
-__all__ = ["LEGAL_POLICIES", "SELECTING", "Level", "SamplingConfig", "refuse_idle"]
+__all__ = ["LEGAL_POLICIES", "SELECTING", "Level", "SamplingConfig", "idle"]
 
 Sampler = Literal["euler", "heun", "dopri5", "ancestral", "ddim"]
 Selection = Literal["token", "pool", "gate", "image"]
@@ -46,9 +47,10 @@ _MOST = 10**6  # steps, and images of a batch: more is a slip of the keyboard
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Checked):
     """Solver, guidance and the capacity policy of a sampling run."""
 
+    group: ClassVar[str] = "sampling"
     sampler: Sampler = "euler"  # euler, heun, dopri5 for flow; ancestral, ddim for DDPM
     steps: int = 250  # solver steps (heun evaluates twice a step; dopri5 chooses its own)
     guidance: float = 1.0  # classifier-free guidance scale; 1 = off
@@ -72,33 +74,60 @@ class SamplingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # dtype of matrix products
 
     def __post_init__(self) -> None:
-        check_within(1, _MOST, "sampling", self, "steps", "batch")
-        check_at_least(1, "sampling", self, "pool_images", "guided_channels")
-        check_positive("sampling", self, "rtol", "atol", "max_capacity")
-        check_within(0, 1, "sampling", self, "eta")
+        """A threshold or a capacity says by itself which policy is meant."""
+        if self.policy is None:
+            meant = "ema" if self.gamma is None else "constant"
+            object.__setattr__(self, "policy", meant if self.capacity is None else "target")
+        super().__post_init__()
+
+    def ranges(self) -> Iterator[ConfigError]:
+        """Images can be drawn."""
+        yield from within(1, _MOST, self, "steps", "batch")
+        yield from at_least(1, self, "pool_images", "guided_channels")
+        yield from positive(self, "rtol", "atol", "max_capacity")
+        yield from within(0, 1, self, "eta")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.guidance {self.guidance} is not a finite number >= 0",
                 remedy="1 is off; 1.5 for numbers, 4 for pictures",
             )
+        if self.gamma is not None and not 0 <= self.gamma < 1:
+            yield ConfigError(
+                f"sampling.gamma {self.gamma} is not in [0, 1)",
+                remedy="0 lets every expert take every row, 0.4 was near capacity 1 in the paper",
+            )
+        if self.capacity is not None and not 0 < self.capacity < math.inf:
+            yield ConfigError(
+                f"sampling.capacity {self.capacity} is not in (0, number of experts]",
+                remedy="1 is the work of a dense model, the number of experts all there is",
+            )
+
+    def relations(self) -> Iterator[ConfigError]:
+        """Nothing contradicts another setting, and nothing is said in vain."""
         if not 0 <= self.guidance_end <= self.guidance_start <= 1:
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.guidance_end {self.guidance_end} and sampling.guidance_start"
                 f" {self.guidance_start} are no interval",
                 remedy="times run from 1 (noise) to 0 (data): 0 <= end <= start <= 1",
             )
-        self._decide()
-        self._check_policy()
-        self._check_pool()
-        self._check_idle()
+        if self.gamma is not None and self.capacity is not None:
+            yield ConfigError(
+                f"sampling.gamma {self.gamma} and sampling.capacity {self.capacity} are two ways to"
+                " say how much",
+                remedy="leave one of them out",
+            )
+        else:
+            yield from self._check_policy()
+        yield from self._check_pool()
+        yield from self._check_idle()
 
-    def _check_idle(self) -> None:
+    def _check_idle(self) -> Iterator[ConfigError]:
         if self.guidance == 1:
-            refuse_idle(self, _GUIDING, "sampling.guidance is 1, off", "set sampling.guidance")
+            yield from idle(self, _GUIDING, "sampling.guidance is 1, off", "set sampling.guidance")
         for sampler, names in (("dopri5", _ADAPTING), ("ddim", _SCATTERING)):
             if self.sampler != sampler:
                 other = f"the sampler is {self.sampler}"
-                refuse_idle(self, names, other, f"use sampling.sampler {sampler}")
+                yield from idle(self, names, other, f"use sampling.sampler {sampler}")
 
     def at(
         self,
@@ -119,26 +148,14 @@ class SamplingConfig:
         object.__setattr__(free, "policy", None)
         return free
 
-    def _decide(self) -> None:
-        """A threshold or a capacity says by itself which policy is meant."""
-        if self.gamma is not None and self.capacity is not None:
-            raise ConfigError(
-                f"sampling.gamma {self.gamma} and sampling.capacity {self.capacity} are two ways to"
-                " say how much",
-                remedy="leave one of them out",
-            )
-        if self.policy is None:
-            meant = "ema" if self.gamma is None else "constant"
-            object.__setattr__(self, "policy", meant if self.capacity is None else "target")
-
-    def _check_policy(self) -> None:
+    def _check_policy(self) -> Iterator[ConfigError]:
         legal = LEGAL_POLICIES[self.selection]
         if None in legal:
             because = f"selection {self.selection} has a fixed capacity"
-            refuse_idle(self, ("gamma", "capacity", "capacity_level", "policy"), because)
+            yield from idle(self, ("gamma", "capacity", "capacity_level", "policy"), because)
             return
         if self.policy not in legal:
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.policy {self.policy} does not go with selection {self.selection}",
                 remedy=_POLICY_REMEDY.get(
                     self.policy or "", f"use one of {', '.join(map(str, legal))}"
@@ -150,74 +167,64 @@ class SamplingConfig:
         ):
             value = getattr(self, name)
             if (self.policy == policy) != (value is not None):
-                raise ConfigError(
+                yield ConfigError(
                     f"sampling.{name} {value} does not go with sampling.policy {self.policy}",
                     remedy=f"policy `{policy}` needs {use}, the others take none",
                 )
-        if self.gamma is not None and not 0 <= self.gamma < 1:
-            raise ConfigError(
-                f"sampling.gamma {self.gamma} is not in [0, 1)",
-                remedy="0 lets every expert take every row, 0.4 was near capacity 1 in the paper",
-            )
-        self._check_capacity()
+        yield from self._check_capacity()
 
-    def _check_capacity(self) -> None:
-        if self.capacity is None:
+    def _check_capacity(self) -> Iterator[ConfigError]:
+        if self.capacity is None and self.policy != "target":
             because = f"the policy is {self.policy}"
-            refuse_idle(self, ("capacity_level",), because, "set sampling.capacity")
-            return
-        if not 0 < self.capacity < math.inf:
-            raise ConfigError(
-                f"sampling.capacity {self.capacity} is not in (0, number of experts]",
-                remedy="1 is the work of a dense model, the number of experts all there is",
-            )
-        if self.max_capacity is not None and self.capacity > self.max_capacity:
-            raise ConfigError(
+            yield from idle(self, ("capacity_level",), because, "set sampling.capacity")
+        most = math.inf if self.max_capacity is None else self.max_capacity
+        if self.capacity is not None and self.capacity > most:
+            yield ConfigError(
                 f"sampling.capacity {self.capacity} is more than sampling.max_capacity"
                 f" {self.max_capacity} allows",
                 remedy="raise sampling.max_capacity, or ask for less",
             )
 
-    def _check_pool(self) -> None:
+    def _check_pool(self) -> Iterator[ConfigError]:
         if self.pool_images is not None and self.selection != "pool":
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.pool_images {self.pool_images} has no meaning in selection"
                 f" {self.selection}",
                 remedy="only selection `pool` lets images compete",
             )
-        if self.max_capacity is not None and self.selection not in ("token", "gate"):
-            raise ConfigError(
-                f"sampling.max_capacity {self.max_capacity} has no meaning in selection"
-                f" {self.selection}",
-                remedy="only `token` and `gate` let an image take as many rows as it likes",
-            )
-        if self.pool_images is not None and self.batch % self.pool_images:
-            raise ConfigError(
+        elif self.pool_images is not None and self.batch % self.pool_images:
+            yield ConfigError(
                 f"sampling.batch {self.batch} is not a multiple of sampling.pool_images"
                 f" {self.pool_images}",
                 remedy="a pool lies within one batch: set --batch to"
                 f" {-(-self.batch // self.pool_images) * self.pool_images}",
             )
+        if self.max_capacity is not None and self.selection not in ("token", "gate"):
+            yield ConfigError(
+                f"sampling.max_capacity {self.max_capacity} has no meaning in selection"
+                f" {self.selection}",
+                remedy="only `token` and `gate` let an image take as many rows as it likes",
+            )
         alone = self.sampler == "dopri5" and not self.shared_step
         if alone and self.selection == "pool":
-            raise ConfigError(
+            yield ConfigError(
                 "sampling.sampler dopri5 integrates each image by itself, selection `pool` needs"
                 " them together",
                 remedy="set sampling.shared_step, or use selection `token`",
             )
 
 
-def refuse_idle(
+def idle(
     settings: SamplingConfig, names: tuple[str, ...], because: str, instead: str = ""
-) -> None:
-    """Raise ConfigError unless fields that nothing would read have their defaults.
+) -> Iterator[ConfigError]:
+    """The fields that nothing would read and that have not their defaults.
 
     Results are stamped with the settings: a stamp may not name what had no effect.
     """
     for name in names:
         value, default = getattr(settings, name), _DEFAULTS[name]
         if value not in (default, None):
-            raise ConfigError(
+            yield ConfigError(
                 f"sampling.{name} {value} would change nothing: {because}",
                 remedy="leave it "
                 + ("out" if default is None else f"at {default}")

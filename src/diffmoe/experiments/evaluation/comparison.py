@@ -14,6 +14,7 @@ __all__ = ["Comparison", "compare"]
 _PLACES = ("place", "run")  # where things lay changes no number
 _MADE = "samples.made"  # how samples were made is what a comparison is about
 _OWN = ("samples.images_sha256",)  # other samples, other pixels
+_LARGEST = 2 << 20  # bytes; read, JSON takes thirty times as many
 _LONG = 44  # letters of a value that are shown
 
 
@@ -79,6 +80,8 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("no evaluation is so large")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError("there is no such file", where=str(path)) from error

@@ -156,14 +156,16 @@ def _entry(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], kind: st
 
 
 def _shape(part: DrawnPart) -> tuple[int, int, int]:
-    _, height, width, channels = np.load(part.folder / _PIXELS, mmap_mode="r").shape
+    _, height, width, channels = np.load(
+        part.folder / _PIXELS, mmap_mode="r", allow_pickle=False
+    ).shape
     return height, width, channels
 
 
 def _pixels(parts: Sequence[DrawnPart]) -> Iterator[bytes]:
     """The pixels of part after part."""
     for part in parts:
-        pixels = np.load(part.folder / _PIXELS)
+        pixels = np.load(part.folder / _PIXELS, allow_pickle=False)
         if len(pixels) != len(part.images):
             raise StorageError(
                 f"a part holds {len(pixels)} images instead of {len(part.images)}",
@@ -179,6 +181,6 @@ def _sheet(parts: Sequence[DrawnPart], asked: ImageRequest) -> Image.Image:
     found: list[np.ndarray] = []
     for part in parts:
         if len(found) < shown:
-            found += list(np.load(part.folder / _PIXELS)[: shown - len(found)])
+            found += list(np.load(part.folder / _PIXELS, allow_pickle=False)[: shown - len(found)])
     pixels = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
     return captioned(pixels, [asked.caption(image) for image in range(shown)])
