@@ -71,5 +71,5 @@ def test_values_that_are_not_finite_are_values(tmp_path: Path) -> None:
 
 
 def test_metrics_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot read the metrics \(Is a directory\)"):
+    with pytest.raises(StorageError, match=r"cannot read the file \(Is a directory\)"):
         read_metrics(tmp_path)

@@ -4,10 +4,8 @@ import hashlib
 import json
 import logging
 import os
-import random
 import resource
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from diffmoe.checkpoint import (
 from diffmoe.checkpoint.choice import held
 from diffmoe.checkpoint.files import digest, new_folder, sweep, write_text
 from diffmoe.errors import ExitCode, StorageError
+from diffmoe.experiments.selftest.faults import flip, killed_while_saving
 from long_record import hold
 
 PARTS = ("ema", "model", "optimizer")
@@ -53,12 +52,6 @@ def newest(parent: Path) -> int:
     found = newest_checkpoint(parent)
     assert found is not None
     return found[1].step
-
-
-def flip(path: Path, position: int, bit: int = 0) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1 << bit
-    path.write_bytes(content)
 
 
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -695,47 +688,19 @@ def test_a_file_or_a_link_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
 # ---- killed at any moment
 
 
-def save_for_ever(parent: Path, first: int) -> Callable[[int], None]:
-    def work(pipe: int) -> None:
-        sweep(parent)
-        for step in range(first, first + 10_000):
-            path = write(parent, Content(step, step, parts(step, size=20_000)))
-            os.write(pipe, f"{step}\n".encode())
-            prune(parent, path, 2)
-
-    return work
-
-
-def survive_kills(parent: Path, kills: int, seed: int) -> dict[str, Any]:
+def survive_kills(parent: Path, kills: int, seed: int) -> dict[str, int]:
     """Kill a saving child again and again; every time its last acknowledged step must load."""
-    rng, step, acknowledged, leftovers = random.Random(seed), 0, 0, 0
-    unloadable = stale = 0
-    for _ in range(kills):
-        child, pipe = children.fork(save_for_ever(parent, step + 1))
-        time.sleep(rng.uniform(0.005, 0.1))
-        children.kill(child)
-        said = children.read_all(pipe).split()
-        acknowledged += len(said)
-        leftovers += bool(list(parent.glob(".tmp-*")))
-        try:
-            found = newest_checkpoint(parent)
-            loaded = found[1].step if found else 0
-            whole = found is None or bool((read_part(found[0], "ema")["a"] == loaded).all())
-        except StorageError:
-            loaded, whole = step, False
-        unloadable += not whole
-        stale += loaded < int(said[-1] if said else step)
-        step = max(step, loaded)
+    found = list(killed_while_saving(parent, kills, seed))
     return {
-        "kills": kills,
-        "unloadable": unloadable,
-        "older_than_acknowledged": stale,
-        "acknowledged_saves": acknowledged,
-        "kills_in_the_middle_of_a_save": leftovers,
+        "kills": len(found),
+        "unloadable": sum(not each.whole for each in found),
+        "older_than_acknowledged": sum(each.stale for each in found),
+        "acknowledged_saves": sum(each.acknowledged for each in found),
+        "kills_in_the_middle_of_a_save": sum(each.amid for each in found),
     }
 
 
-def assert_nothing_lost(found: dict[str, Any]) -> dict[str, Any]:
+def assert_nothing_lost(found: dict[str, int]) -> dict[str, int]:
     assert found["unloadable"] == found["older_than_acknowledged"] == 0, found
     assert found["kills_in_the_middle_of_a_save"] > 0 < found["acknowledged_saves"], found
     return found

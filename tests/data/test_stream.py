@@ -196,7 +196,7 @@ def test_workers_leave_signals_to_the_main_process(make_latents, make_config) ->
     assert [next(reader).first for _ in range(4)] == [0, 64, 128, 192]
     workers = [str(worker.pid) for worker in multiprocessing.active_children()]
     assert len(workers) == 2
-    for name in ("TERM", "INT", "TERM"):
+    for name in ("TERM", "INT", "USR1", "TERM"):
         subprocess.run(["kill", f"-{name}", *workers], check=True)
     assert [next(reader).first for _ in range(8)] == [64 * n for n in range(4, 12)]
     del reader

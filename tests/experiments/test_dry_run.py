@@ -1,11 +1,14 @@
 """What a run would need is computed without weights, and is what a run then has."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from diffmoe.checkpoint import RunFolder
 from diffmoe.experiments import needs
 from diffmoe.presets import preset
-from diffmoe.training import new_state
+from diffmoe.training import new_state, train
 from runs import ROUTER_KINDS, run_config
 
 
@@ -19,6 +22,14 @@ def test_parameters_and_bytes_are_those_of_the_state(router: str) -> None:
     assert found.memory["averaged weights"] == 4 * sum(sizes)
     assert found.memory["AdamW moments"] == 8 * sum(sizes)
     assert found.total == sum(found.memory.values())
+
+
+def test_the_size_of_a_checkpoint_is_that_of_one(tmp_path: Path) -> None:
+    config = run_config(model__width=64)
+    newest = RunFolder(train(config, tmp_path, progress=False).path).checkpoints / "step-00000004"
+    there = sum(file.stat().st_size for file in newest.glob("*.safetensors"))
+    assert needs(config).checkpoint == pytest.approx(there, rel=0.05)
+    assert needs(config).checkpoints == 3
 
 
 def activations(**changes: object) -> int:

@@ -451,11 +451,28 @@ def test_other_data_at_the_same_place_are_refused_and_nothing_changes(
     assert files(tmp_path) == before
 
 
+def test_other_data_may_be_accepted(
+    tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    until(on(pictures), tmp_path / "run", 4)
+    then = load(tmp_path / "run").trained_on["data"]
+    relabel(pictures)
+    config = changed(on(pictures), {"loop.steps": 8})
+    with pytest.raises(ConfigError, match="or accept them: --accept-new-data"):
+        train(config, tmp_path / "run", progress=False)
+    train(config, tmp_path / "run", progress=False, accept_new_data=True)
+    now = load(tmp_path / "run").trained_on["data"]
+    assert now != then and f"changed from {then} to {now}, as accepted" in caplog.text
+    until(on(pictures), tmp_path / "run", 10)  # they are those of the run from here on
+
+
 def test_another_codec_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     until(run_config(), tmp_path, 4)
     monkeypatch.setattr(Pixels, "identity", "finer pixels")
-    with pytest.raises(ConfigError, match="the codec of this run changed from pixels to finer"):
-        until(run_config(), tmp_path, 8)
+    config = run_config(loop__steps=8)
+    for accepting in (False, True):
+        with pytest.raises(ConfigError, match="the codec of this run changed from pixels to finer"):
+            train(config, tmp_path, progress=False, accept_new_data=accepting)
 
 
 def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_accepted(tmp_path: Path) -> None:

@@ -136,6 +136,25 @@ def test_an_error_of_training_waits_for_the_write_and_is_not_hidden_by_it(
     assert kept(tmp_path) == [0]
 
 
+def test_a_write_that_nobody_waits_for_keeps_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second job would sweep what is being written, and the rename publish half of it."""
+    config, folder = run_config(), RunFolder(tmp_path)
+    state, gate = new_state(config, CPU), Gate(monkeypatch)
+    with pytest.raises(KeyboardInterrupt), folder.locked() as lock:
+        folder.claim(config)
+        with Saver(config, folder, lock) as saver:
+            saver.save(state)
+            raise KeyboardInterrupt  # the second signal
+    with pytest.raises(StorageError, match="another job writes"), folder.locked():
+        pass
+    gate.opened.set()
+    saver.wait()
+    with folder.locked():
+        assert kept(tmp_path) == [0]
+
+
 # ---- full, small and closed disks
 
 LEVELS = (0.1, 0.5, 0.9, 0.99)
@@ -317,3 +336,31 @@ def test_a_kill_between_two_micro_batches_changes_nothing(tmp_path: Path) -> Non
     train(changed(config, {"loop.steps": 8}), tmp_path / "killed", progress=False)
     straight, found = newest_tensors(tmp_path / "straight"), newest_tensors(tmp_path / "killed")
     assert all(torch.equal(straight[name], found[name]) for name in straight)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_two_hundred_saves_leak_nothing(tmp_path: Path) -> None:
+    """Less than 1 MiB a save; one copy kept too many of these would be 4 MiB."""
+
+    def grown() -> float:
+        torch.set_num_threads(1)
+        config = run_config(model__width=128, loop__keep_checkpoints=1)
+        state = new_state(config, CPU)
+        with Saver(config, RunFolder(tmp_path)) as saver:
+            for step in range(220):
+                state.step = step
+                saver.save(state)
+                if step == 20:
+                    saver.wait()
+                    before = resident()
+            saver.wait()
+        return (resident() - before) / 200
+
+    assert children.outcome(grown) < 2**20
+    assert kept(tmp_path) == [219]

@@ -133,11 +133,12 @@ class RunFolder:
         return self.path / "classes.txt"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[int]:
         """Hold the folder against a second job, rid of what an interrupted one left.
 
-        The lock ends with the process. A folder that was made for it goes again if the block fails
-        before the folder is claimed.
+        The lock ends with the process; a copy (`os.dup`) of the open file given keeps it beyond
+        the block. A folder that was made for it goes again if the block fails before the folder is
+        claimed.
         """
         with storage_errors("to the run folder", self.path):
             inner_first = (self.checkpoints, self.path, *self.path.parents)
@@ -148,7 +149,7 @@ class RunFolder:
             self._hold(lock.fileno())
             try:
                 self._tidy()
-                yield
+                yield lock.fileno()
             except BaseException:
                 if not self.is_run:
                     self._vanish(absent)

@@ -29,6 +29,7 @@ class LoadedRun:
     weights: str  # `ema` or `raw`
     fingerprint: str  # sha256 of the weights file
     trained_on: dict[str, str] = field(default_factory=dict)  # `codec` and `data`, where known
+    state: dict[str, int | float] = field(default_factory=dict)  # what the training has met
 
     @property
     def trained_classes(self) -> int:
@@ -60,8 +61,8 @@ def load(
     part = {"ema": "ema", "raw": "model"}[weights]
     with held(checkpoint):
         model = _read_model(config, checkpoint, part).to(device)
-    facts = (manifest.step, weights, manifest.fingerprint(part), manifest.trained_on)
-    return LoadedRun(folder, config, model, *facts)
+    facts = (manifest.step, weights, manifest.fingerprint(part))
+    return LoadedRun(folder, config, model, *facts, manifest.trained_on, manifest.state)
 
 
 def _read_model(config: RunConfig, checkpoint: Path, part: str) -> DiT:

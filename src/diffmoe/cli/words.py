@@ -54,12 +54,12 @@ def of_run(verb: str, record: type, words: list[str]) -> tuple[str, Any, dict[st
 
 
 def duration(word: str) -> float:
-    """The seconds that a word such as 90m, 3.5h or 01:30:00 says; raises ConfigError for another."""
-    parts = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", word)
+    """The seconds that a word such as 90m or 01:30:00 says; raises ConfigError for another."""
+    parts = re.fullmatch(r"([0-9]+):([0-5][0-9]):([0-5][0-9])", word)
     if parts:
         hours, minutes, seconds = map(int, parts.groups())
         return 3600 * hours + 60 * minutes + seconds
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", word)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", word)
     if found is None:
         raise ConfigError(f"--max-time {word} is no time", remedy="say 90m, 3.5h, 1d or 01:30:00")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

@@ -44,6 +44,7 @@ def _leave_signals(main: int, worker: int) -> None:
     from ever ending where an exception holds on to the loader.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, args=(main,), daemon=True).start()

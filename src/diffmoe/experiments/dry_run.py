@@ -14,11 +14,14 @@ _BYTES = 4  # weights, gradients, moments and averages are float32
 
 @dataclass(frozen=True)
 class Needs:
-    """Parameters, and bytes of memory on one device."""
+    """Parameters, bytes of memory on one device, and bytes of disk."""
 
     parameters: int
     activated: dict[str, float]  # at C = 1, by Eq. 40 and as executed
     memory: dict[str, int]  # part -> bytes
+    checkpoint: int  # bytes of one
+    checkpoints: int  # as many are kept at once, and one more while it is written
+    milestones: bool  # whether more are kept for good
 
     @property
     def total(self) -> int:
@@ -50,4 +53,7 @@ def needs(config: RunConfig) -> Needs:
             "averaged weights": _BYTES * total,
             f"activations, {config.micro_batch} images": activations,
         },
+        checkpoint=4 * _BYTES * total,
+        checkpoints=config.loop.keep_checkpoints + 1,
+        milestones=config.loop.keep_every is not None,
     )

@@ -61,7 +61,7 @@ def write_page(
         run.folder.path / "report.html",
         title=f"Report of {run.folder.path.resolve().name}",
         summary=f"{describe(run)}, {run.step} steps of training.",
-        numbers=[*rows, *_capacity_rows(run, trace)],
+        numbers=[*rows, *_capacity_rows(run, trace), *_incident_rows(run)],
         panels=[Panel(_CAPTIONS[n][0], file, _CAPTIONS[n][1]) for n, file in figures.items()],
         stamp=facts,
         command=command,
@@ -127,3 +127,18 @@ def _capacity_rows(run: LoadedRun, trace: CapacityTrace) -> list[tuple[str, str,
             f"by Eq. 40; {activated['executed'] / 1e6:.3f} M with routers and predictors whole",
         ),
     ]
+
+
+def _incident_rows(run: LoadedRun) -> list[tuple[str, str, str]]:
+    """What went wrong in the training, where something did."""
+    folder, met = run.folder, run.state
+    incidents = (
+        (
+            "steps skipped",
+            met.get("bad_steps", 0),
+            f"as not finite; their images are in {folder.bad_steps.name}",
+        ),
+        ("spikes", met.get("spikes", 0), f"losses far above the usual, in {folder.spikes.name}"),
+        ("rewinds", met.get("rewinds", 0), "to a checkpoint, past data that were not finite"),
+    )
+    return [(name, f"{count:.0f}", meaning) for name, count, meaning in incidents if count]

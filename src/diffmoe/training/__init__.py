@@ -3,12 +3,21 @@
 from diffmoe.training.loop import train
 from diffmoe.training.optimizer import average_weights, build_optimizer, learning_rate
 from diffmoe.training.resume import STORED
-from diffmoe.training.state import Counters, TrainingState, new_state, restore, state_parts
+from diffmoe.training.saving import Saver
+from diffmoe.training.state import (
+    Counters,
+    TrainingState,
+    new_state,
+    restore,
+    state_content,
+    state_parts,
+)
 from diffmoe.training.step import Step, make_draws, train_step, training_plan
 
 __all__ = [
     "STORED",
     "Counters",
+    "Saver",
     "Step",
     "TrainingState",
     "average_weights",
@@ -17,6 +26,7 @@ __all__ = [
     "make_draws",
     "new_state",
     "restore",
+    "state_content",
     "state_parts",
     "train",
     "train_step",

@@ -62,7 +62,7 @@ def train(
     def batches(first: int) -> Iterator[Batch]:
         return stream(config, source, codec, first=first, device=device)
 
-    with folder.locked():
+    with folder.locked() as lock:
         state = begin(config, folder, trained_on, device, accept_new_data=accept_new_data)
         if state.step == config.loop.steps:
             folder.claim(config)
@@ -74,7 +74,8 @@ def train(
         folder.claim(config)  # last: a run that cannot begin leaves no trace
         folder.keep_class_names(source.class_names)
         bad = BadSamples(folder.bad_samples, len(source), _ceiling(config))
-        with Training(config, folder, state, batches, bad, progress) as training:
+        saver = Saver(config, folder, lock)
+        with Training(config, folder, state, batches, bad, saver, progress) as training:
             training.run(coming, stop)
     return folder
 
@@ -93,14 +94,15 @@ class Training:
         state: TrainingState,
         batches: Batches,
         bad: BadSamples,
+        saver: Saver,
         progress: bool,
     ) -> None:
         self._config, self._folder, self._state = config, folder, state
-        self._batches, self._bad, self._progress = batches, bad, progress
+        self._batches, self._bad, self._saver = batches, bad, saver
+        self._progress = progress
         self._objective = build_objective(config.objective)
         self._window = Window(len(state.model.moe_layers))
         self._watch, self._experts = StepWatch(config, folder, state), ExpertWatch()
-        self._saver = Saver(config, folder)
         if config.machine.compile:
             state.model.compile(fullgraph=True)
 

@@ -1,5 +1,6 @@
 """Checkpoints written while training goes on: the step waits for a copy, not for the disk."""
 
+import os
 import threading
 from types import TracebackType
 
@@ -16,12 +17,14 @@ __all__ = ["Saver", "last_good", "refuse_small_disk"]
 class Saver:
     """Writes a run's checkpoints one after the other, in a thread of its own if asked to.
 
+    `lock` is the open file that holds the run folder.
+
     A checkpoint that could not be written raises its StorageError at the next call of `save`,
     `poll` or `wait`: whatever follows a `wait` that returns may call the checkpoint saved.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        self._config, self._folder = config, folder
+    def __init__(self, config: RunConfig, folder: RunFolder, lock: int | None = None) -> None:
+        self._config, self._folder, self._lock = config, folder, lock
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -34,14 +37,20 @@ class Saver:
         if not background:
             self._write(content)
             return
-        self._thread = threading.Thread(target=self._try_to_write, args=(content,), daemon=True)
+        # Whoever stops without waiting leaves the lock to the thread: nobody else may write yet.
+        lock = None if self._lock is None else os.dup(self._lock)
+        work = (content, lock)
+        self._thread = threading.Thread(target=self._try_to_write, args=work, daemon=True)
         self._thread.start()
 
-    def _try_to_write(self, content: Content) -> None:
+    def _try_to_write(self, content: Content, lock: int | None) -> None:
         try:
             self._write(content)
         except BaseException as error:  # raised again in the thread that trains
             self._error = error
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     def _write(self, content: Content) -> None:
         loop, folder = self._config.loop, self._folder
