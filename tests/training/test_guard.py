@@ -18,7 +18,16 @@ from diffmoe.data import open_source, stream
 from diffmoe.errors import ExitCode, NonFiniteError
 from diffmoe.model import Router
 from diffmoe.objective import build_objective
-from diffmoe.training import loop, new_state, state_parts, step, train, train_step
+from diffmoe.training import (
+    Saver,
+    loop,
+    new_state,
+    state_parts,
+    step,
+    train,
+    train_step,
+    watch,
+)
 from diffmoe.training.watch import ExpertWatch
 from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, poisoned, run_config
 
@@ -235,7 +244,7 @@ def test_a_rewind_goes_on_with_the_data_after_the_bad_ones(
     config = rewound(tmp_path)
     monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))  # steps 5 and 6
     train(config, tmp_path / "run", progress=False)
-    assert "steps up to 6 were not finite: going on from step-00000004" in caplog.text
+    assert "2 steps in a row were not finite: going on from step-00000004" in caplog.text
     folder = RunFolder(tmp_path / "run")
     newest = newest_checkpoint(folder.checkpoints)
     assert newest is not None and newest[1].step == 12
@@ -265,6 +274,72 @@ def test_a_stop_around_a_rewind_changes_nothing(
     straight, resumed = newest_tensors(tmp_path / "straight"), newest_tensors(tmp_path / "run")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert [line["step"] for line in lines(RunFolder(tmp_path / "run").bad_steps)] == [5, 6]
+
+
+class Arrival:
+    """What tells that a verdict has come from the device."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_a_device_ahead_of_the_host_goes_back_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verdicts two steps late, or at once before a save or a line: the same run to the last bit."""
+    config = changed(rewound(tmp_path), {"loop.log_every": 5, "loop.checkpoint_every": 3})
+    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))
+    train(config, tmp_path / "near", progress=False)
+    honest = watch._sent
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "_sent", lambda *w: honest(*w)._replace(arrived=Arrival()))
+        train(config, tmp_path / "far", progress=False)
+        train(changed(config, {"loop.log_every": 1}), tmp_path / "told", progress=False)
+    near = newest_tensors(tmp_path / "near")
+    for other in ("far", "told"):
+        found = newest_tensors(tmp_path / other)
+        assert all(torch.equal(near[name], found[name]) for name in near), other
+    states = [
+        verify(RunFolder(tmp_path / kind).checkpoints / "step-00000012").state
+        for kind in ("near", "far", "told")
+    ]
+    assert states[0] == states[1] == states[2] and states[0]["rewinds"] == 1
+
+
+def test_a_line_of_the_way_that_was_left_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job killed soon after it went back still knows what it met before."""
+    config = changed(rewound(tmp_path), {"loop.checkpoint_every": 1})
+    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))
+    honest = loop.train_step
+
+    def killed(state: Any, *others: Any) -> Any:
+        if state.step == 5 and state.counters.rewinds:
+            raise KeyboardInterrupt
+        return honest(state, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", killed)
+        patch.setattr(loop, "Saver", waiting(loop.Saver))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path, progress=False)
+    folder = RunFolder(tmp_path)
+    assert load(tmp_path).step == 5 and load(tmp_path).state["rewinds"] == 1
+    train(config, tmp_path, progress=False)
+    assert [line["step"] for line in lines(folder.bad_steps)] == [5, 6]
+    assert load(tmp_path).state["bad_steps"] == 2
+
+
+def waiting(kind: type[Saver]) -> type[Saver]:
+    """A saver that always waits."""
+
+    class Waiting(kind):  # type: ignore[misc, valid-type]
+        def save(self, state: Any) -> None:
+            super().save(state)
+            self.wait()
+
+    return Waiting
 
 
 def test_a_rewind_gives_up_what_was_saved_since(

@@ -1,5 +1,6 @@
 """Resuming is the same command and gives the same run, bit for bit."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -24,7 +25,7 @@ from diffmoe.checkpoint import (
 from diffmoe.codec import Pixels
 from diffmoe.config import AutoencoderCodec, FolderData, RunConfig, to_dict, to_yaml
 from diffmoe.data import open_source, stream
-from diffmoe.errors import ConfigError, NonFiniteError, StorageError
+from diffmoe.errors import ConfigError, DataError, ExitCode, NonFiniteError, StorageError
 from diffmoe.model import DiT
 from diffmoe.objective import build_objective
 from diffmoe.sampling import generate
@@ -464,6 +465,34 @@ def test_other_data_may_be_accepted(
     now = load(tmp_path / "run").trained_on["data"]
     assert now != then and f"changed from {then} to {now}, as accepted" in caplog.text
     until(on(pictures), tmp_path / "run", 10)  # they are those of the run from here on
+
+
+# ---- damaged samples
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_on_damaged_samples_goes_on_as_if_never_stopped(
+    workers: int, tmp_path: Path, pictures: Path
+) -> None:
+    (pictures / "dog" / "3.bmp").write_bytes(b"BM no picture")
+    (pictures / "cat" / "1.bmp").write_bytes(b"")
+    config = changed(on(pictures), {"machine.workers": workers, "machine.micro_batch": 8})
+    with pytest.raises(DataError, match=r"image \d+ (cannot be read|is empty)"):
+        until(config, tmp_path / "refused", 4)
+    assert not (tmp_path / "refused").exists()
+    config = changed(config, {"data.on_bad_sample": "replace", "data.max_bad_share": 0.2})
+    straight = until(config, tmp_path / "straight", 8)
+    assert not different(until(config, tmp_path / "resumed", 1, 4, 8), straight)
+    for kind in ("straight", "resumed"):
+        told = RunFolder(tmp_path / kind).bad_samples.read_text().splitlines()
+        assert sorted(json.loads(line)["place"] for line in told) == [1, 9]
+        assert all(name in "".join(told) for name in ("3.bmp", "1.bmp"))
+    (pictures / "dog" / "0.bmp").write_bytes(b"BM")
+    config = changed(config, {"loop.steps": 12})
+    with pytest.raises(DataError, match="3 of 12 samples are damaged") as caught:
+        train(config, tmp_path / "resumed", progress=False, accept_new_data=True)
+    assert caught.value.exit_code is ExitCode.BAD_DATA and load(tmp_path / "resumed").step >= 8
 
 
 def test_another_codec_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

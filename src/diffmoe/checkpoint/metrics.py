@@ -14,11 +14,11 @@ _LOG = logging.getLogger(__name__)
 _LARGEST = 2**63
 
 
-def forget_later(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, if there is a file: the run will write them again."""
+def forget_later(path: Path, last: int, key: str = "step") -> None:
+    """Drop the lines whose `key` is above `last`, if there is a file: they will be written again."""
     if path.exists():
         lines = _content(path).split(b"\n")
-        kept = [text for text in lines if 0 <= _step(text) <= step]
+        kept = [text for text in lines if 0 <= _number(text, key) <= last]
         write_file(path, lambda aside: aside.write_bytes(b"".join(text + b"\n" for text in kept)))
 
 
@@ -44,13 +44,13 @@ def _content(path: Path) -> bytes:
         raise StorageError(f"cannot read the file ({error.strerror})", where=str(path)) from error
 
 
-def _step(text: bytes) -> int:
-    """The step that a line is about, whatever else is in it; -1 where it names none."""
+def _number(text: bytes, key: str) -> int:
+    """The whole number of that name in a line, whatever else is in it; -1 where there is none."""
     try:
-        step = json.loads(text)["step"]
+        number = json.loads(text)[key]
     except (ValueError, TypeError, KeyError, RecursionError):
         return -1
-    return step if type(step) is int else -1
+    return number if type(number) is int else -1
 
 
 def _line(text: bytes) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,8 @@ class Training:
                 telling = last or state.step % loop.log_every == 0
                 if saving or telling:
                     self._watch.settle()
-                if self._watch.diverged:
-                    batches = self._go_back()
+                if self._watch.past is not None:
+                    batches = self._go_back(self._watch.past)
                     continue
                 if saving:
                     self._saver.save(state)
@@ -168,37 +169,37 @@ class Training:
         self._lines.write(state.step, values)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
 
-    def _go_back(self) -> Iterator[Batch]:
-        """The last good state, and the data that follow those that led astray.
+    def _go_back(self, past: int) -> Iterator[Batch]:
+        """The last good state, and the data from sample `past` on, after those that led astray.
 
         Raises NonFiniteError if that was done as often as is allowed.
         """
         self._saver.wait()
-        state, loop = self._state, self._config.loop
-        found, met = newest_good(self._folder.checkpoints), state.counters
-        if found is None or met.rewinds >= loop.rewinds:
+        state, met = self._state, self._state.counters
+        found = newest_good(self._folder.checkpoints)
+        if found is None or met.rewinds >= self._config.loop.rewinds:
             raise self._diverged()
-        step, known = state.step, met.bad_steps
         restore(state, *found)
         abandon_later(self._folder.checkpoints, state.step)
         self._folder.note_saved(state.step)
-        state.counters.position, state.counters.bad_steps = met.position, known
-        state.counters.rewinds = met.rewinds + 1
+        kept = {"position": past, "bad_steps": met.bad_steps, "rewinds": met.rewinds + 1}
+        state.counters = replace(state.counters, **kept)
         _LOG.warning(
-            "steps up to %d were not finite: going on from %s with the data after them",
-            *(step, found[0].name),
+            "%d steps in a row were not finite: going on from %s with the data after them",
+            *(met.bad_in_a_row, found[0].name),
         )
+        self._watch.forget()
         self._window.clear()
         self._lines.go_back(state.step)
         self._bar.reset()
         self._bar.update(state.step)
-        return self._batches(state.counters.position)
+        return self._batches(past)
 
     def _diverged(self) -> NonFiniteError:
         counters = self._state.counters
         return NonFiniteError(
             f"the loss or its gradient was not finite in {counters.bad_in_a_row} steps in a row, up"
-            f" to step {self._state.step}",
+            f" to step {self._state.step - self._watch.ahead}",
             where=str(self._folder.path),
             remedy="lower training.learning_rate or set training.clip_norm in a new run, or go on"
             f" past these data with --loop.rewinds {counters.rewinds + 1};"

@@ -38,20 +38,26 @@ class _Verdict(NamedTuple):
 class StepWatch:
     """Reads what each step met and notes bad steps and spikes in files of the run folder.
 
-    A device is never waited for: its verdicts are read `_LAG` steps later, always as many, so that
-    what follows from them is the same each time.
+    A device is never waited for: its verdicts are read up to `_LAG` steps later. What follows from
+    them does not depend on when: steps after one bad step too many count for nothing.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, state: TrainingState) -> None:
         self._config, self._folder, self._state = config, folder, state
         self._waiting: deque[_Verdict] = deque()
+        self.past: int | None = None  # the sample after one bad step too many
         for path in (folder.bad_steps, folder.spikes):
-            forget_later(path, state.step)
+            forget_later(path, state.counters.position - 1, "last_sample")
 
     @property
-    def diverged(self) -> bool:
-        """Whether as many steps in a row were bad as are allowed."""
-        return self._state.counters.bad_in_a_row >= self._config.loop.max_bad_in_a_row
+    def ahead(self) -> int:
+        """Steps that were done after the one that was read last."""
+        return len(self._waiting)
+
+    def forget(self) -> None:
+        """Leave what is on its way: the run goes back."""
+        self._waiting.clear()
+        self.past = None
 
     def add(self, batches: Sequence[Batch], step: Step) -> None:
         """Take in the step that was just done."""
@@ -61,12 +67,13 @@ class StepWatch:
         places = [place for batch in batches for place in batch.index]
         verdict = _sent(self._state.step, (batches[0].first, last), places, values)
         self._waiting.append(verdict)
-        while len(self._waiting) > (_LAG if verdict.arrived is not None else 0):
+        lag = _LAG if verdict.arrived is not None else 0
+        while len(self._waiting) > lag and self.past is None:
             self._read(self._waiting.popleft())
 
     def settle(self) -> None:
-        """Read what is still on its way."""
-        while self._waiting:
+        """Read what is still on its way, and counts."""
+        while self._waiting and self.past is None:
             self._read(self._waiting.popleft())
 
     def _read(self, verdict: _Verdict) -> None:
@@ -88,6 +95,8 @@ class StepWatch:
         broken = [place for place, good in zip(verdict.places, images, strict=False) if not good]
         terms = {"loss": loss, "gradient_norm": norm}
         self._note(self._folder.bad_steps, verdict, terms, {"broken": broken})
+        if counters.bad_in_a_row >= self._config.loop.max_bad_in_a_row:
+            self.past = verdict.samples[1] + 1
 
     def _weigh(self, verdict: _Verdict, loss: float) -> None:
         """Note a loss far above the usual, then let it count as part of the usual."""
