@@ -60,19 +60,17 @@ def saves(
         "until on disk": [],
         "direct": [],
     }
+    copies: dict[str, dict[str, torch.Tensor]] = {}
+    saver = Saver(config, RunFolder(home))
     for _ in range(rounds):
-        found["copy alone"].append(
-            seconds(lambda: state_content(state, to_dict(config), copy=True))
-        )
-        with Saver(config, RunFolder(home)) as saver:
-            state.step += 1
-            began = time.perf_counter()
-            found["step waits"].append(seconds(lambda: saver.save(state)))
-            saver.wait()
-            found["until on disk"].append(time.perf_counter() - began)
-        with Saver(direct, RunFolder(home)) as saver:
-            state.step += 1
-            found["direct"].append(seconds(lambda: saver.save(state)))
+        found["copy alone"].append(seconds(lambda: state_content(state, to_dict(config), copies)))
+        state.step += 1
+        began = time.perf_counter()
+        found["step waits"].append(seconds(lambda: saver.save(state)))
+        saver.wait()
+        found["until on disk"].append(time.perf_counter() - began)
+        state.step += 1
+        found["direct"].append(seconds(lambda: Saver(direct, RunFolder(home)).save(state)))
     copy = statistics.median(found["copy alone"])
     for name, times in found.items():
         median = statistics.median(times)
@@ -82,13 +80,15 @@ def saves(
 def steps(config: RunConfig, state: TrainingState, home: Path, rounds: int) -> None:
     """Print what a step takes while a checkpoint is written."""
     batch, objective = batch_of(config), build_objective(config.objective)
-    alone, beside = [], []
+    alone, beside, saver = [], [], Saver(config, RunFolder(home))
     train_step(state, objective, [batch], config)
+    saver.save(state)
     for _ in range(rounds):
+        saver.wait()
         alone.append(seconds(lambda: train_step(state, objective, [batch], config)))
-        with Saver(config, RunFolder(home)) as saver:
-            saver.save(state)
-            beside.append(seconds(lambda: train_step(state, objective, [batch], config)))
+        saver.save(state)
+        beside.append(seconds(lambda: train_step(state, objective, [batch], config)))
+    saver.wait()
     ratio = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
     print(f"step alone      {statistics.median(alone):8.3f} s")
     print(f"step beside one {statistics.median(beside):8.3f} s  {ratio:6.2f} of a step alone")
@@ -106,11 +106,7 @@ def main() -> None:
     config, direct = (config_of(options.model, options.images, way) for way in (True, False))
     state = new_state(config, torch.device("cpu"))
     train_step(state, build_objective(config.objective), [batch_of(config)], config)
-    size = sum(
-        t.nbytes
-        for part in state_content(state, {}, copy=False).parts.values()
-        for t in part.values()
-    )
+    size = sum(t.nbytes for part in state_content(state, {}).parts.values() for t in part.values())
     threads = torch.get_num_threads()
     print(f"{options.model}, {size / 2**30:.2f} GiB, {options.rounds} rounds, {threads} threads")
     with tempfile.TemporaryDirectory() as home:

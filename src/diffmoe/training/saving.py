@@ -4,7 +4,7 @@ import os
 import threading
 from types import TracebackType
 
-import torch
+from torch import Tensor
 
 from diffmoe.checkpoint import Content, RunFolder, newest_good, prune, require_space, write
 from diffmoe.config import RunConfig, to_dict
@@ -20,20 +20,21 @@ class Saver:
     `lock` is the open file that holds the run folder.
 
     A checkpoint that could not be written raises its StorageError at the next call of `save`,
-    `poll` or `wait`: whatever follows a `wait` that returns may call the checkpoint saved.
+    `poll` or `wait`: whatever follows a `wait` that returns may call the checkpoint saved. Weights
+    that are not finite are not written: NonFiniteError.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, lock: int | None = None) -> None:
         self._config, self._folder, self._lock = config, folder, lock
+        self._copies: dict[str, dict[str, Tensor]] = {}  # of the state, used again each time
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def save(self, state: TrainingState) -> None:
         """Write the state as it is now; returns once it is copied, or written where none waits."""
         self.wait()
-        _refuse_broken_weights(state, self._folder)
         background = self._config.machine.background_saves
-        content = state_content(state, to_dict(self._config), copy=background)
+        content = state_content(state, to_dict(self._config), self._copies if background else None)
         if not background:
             self._write(content)
             return
@@ -54,6 +55,7 @@ class Saver:
 
     def _write(self, content: Content) -> None:
         loop, folder = self._config.loop, self._folder
+        _refuse_broken_weights(content, folder)
         path = write(folder.checkpoints, content)
         folder.note_saved(content.step)
         prune(folder.checkpoints, path, loop.keep_checkpoints, loop.keep_every)
@@ -85,12 +87,11 @@ class Saver:
             self._thread.join()
 
 
-def _refuse_broken_weights(state: TrainingState, folder: RunFolder) -> None:
+def _refuse_broken_weights(content: Content, folder: RunFolder) -> None:
     """Weights that are no numbers are never saved, so no checkpoint holds any."""
-    largest = torch._foreach_norm(list(state.model.parameters()), float("inf"))
-    if not torch.stack(largest).isfinite().all():
+    if not all(bool(value.isfinite().all()) for value in content.parts["model"].values()):
         raise NonFiniteError(
-            f"the weights after step {state.step} are not finite",
+            f"the weights after step {content.step} are not finite",
             where=str(folder.path),
             remedy="lower training.learning_rate or set training.clip_norm in a new run; last good"
             f" checkpoint: {last_good(folder)}",

@@ -17,6 +17,9 @@ from diffmoe.training.optimizer import build_optimizer
 __all__ = ["Counters", "TrainingState", "new_state", "restore", "state_content", "state_parts"]
 
 
+Parts = dict[str, dict[str, Tensor]]
+
+
 @dataclass
 class Counters:
     """What a run has met so far; numbers, kept in the manifest of each checkpoint."""
@@ -54,7 +57,7 @@ def new_state(config: RunConfig, device: torch.device) -> TrainingState:
     return TrainingState(model, average, build_optimizer(model, config.training), step=0)
 
 
-def state_parts(state: TrainingState) -> dict[str, dict[str, Tensor]]:
+def state_parts(state: TrainingState) -> Parts:
     """The tensors of the state as the parts of a checkpoint: `model`, `ema` and `optimizer`."""
     moments = {
         f"{name}/{key}": value
@@ -68,18 +71,28 @@ def state_parts(state: TrainingState) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def state_content(state: TrainingState, config: dict[str, Any], *, copy: bool) -> Content:
-    """All of the state as a checkpoint holds it; with `copy` on the host and for itself."""
+def state_content(
+    state: TrainingState, config: dict[str, Any], copies: Parts | None = None
+) -> Content:
+    """All of the state as a checkpoint holds it; tensors are copied into `copies`, if there.
+
+    They lie on the host, are made where they are missing, and serve for the next time: fresh
+    memory costs several times what a copy does.
+    """
     parts = state_parts(state)
-    if copy:
-        parts = {name: _copied(tensors) for name, tensors in parts.items()}
+    if copies is not None:
+        parts = {name: _copied(own, copies.setdefault(name, {})) for name, own in parts.items()}
     counters = asdict(state.counters)
     samples = state.counters.position
     return Content(state.step, samples, parts, config, dict(state.trained_on), counters)
 
 
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+def _copied(tensors: dict[str, Tensor], copies: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in tensors.items():
+        if name not in copies:
+            copies[name] = torch.empty_like(value, device="cpu")
+        copies[name].copy_(value.detach())
+    return {name: copies[name] for name in tensors}
 
 
 def restore(state: TrainingState, checkpoint: Path, manifest: Manifest) -> None:
