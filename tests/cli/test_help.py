@@ -39,6 +39,7 @@ COMMANDS = [
     "evaluate samples.npz --help",
     f"evaluate {RUN} --help",
     "compare --help",
+    "selftest --help",
     "convert --help",
     "convert FILE TARGET --help",
     "presets --help",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from diffmoe.cli import drawing, evaluating, preparing, tools, training
+from diffmoe.cli import drawing, evaluating, preparing, testing, tools, training
 from diffmoe.config import nearest
 from diffmoe.errors import ConfigError
 
@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     ),
     "compare": (evaluating.compare, "A.json B.json", "two evaluations, their protocols first"),
     "bench": (tools.bench, "", "measure what it costs beside a dense model, here"),
+    "selftest": (testing.selftest, "", "try the promises of reliability on this machine"),
     "convert": (
         tools.convert,
         "FILE|RUN TARGET",

@@ -16,6 +16,7 @@ from diffmoe.experiments.preparing import PreparedCache, prepare
 from diffmoe.experiments.report import RunReport, report
 from diffmoe.experiments.requests import class_numbers, request, trained_classes
 from diffmoe.experiments.samples import Sampled, draw_samples, sample
+from diffmoe.experiments.selftest import SelfTest, self_test
 from diffmoe.experiments.speed import ROWS, Measured, bench
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "PreparedCache",
     "RunReport",
     "Sampled",
+    "SelfTest",
     "Sweep",
     "analyze",
     "bench",
@@ -44,6 +46,7 @@ __all__ = [
     "report",
     "request",
     "sample",
+    "self_test",
     "sweep",
     "trained_classes",
 ]
