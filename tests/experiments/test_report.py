@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffmoe.checkpoint import write
+from diffmoe.checkpoint import Content, write
 from diffmoe.cli import main
 from diffmoe.config import (
     SD_VAE,

@@ -171,10 +171,10 @@ _VIEWS = {
 
 
 @pytest.mark.parametrize(
-    ("router", "most"), [(tiny.batch_pool, 400), (tiny.expert_choice, 190)], ids=["pool", "image"]
+    ("router", "most"), [(tiny.batch_pool, 495), (tiny.expert_choice, 230)], ids=["pool", "image"]
 )
 def test_kernels_of_training_do_not_grow_with_the_experts(router, most: int) -> None:
-    """Nor with a change: 389 and 179 today, forward, backward, losses and statistics."""
+    """Nor with a change: 483 and 223 today, forward, backward, losses and statistics."""
     x = rows()
     counts = {experts: kernels(step(layer(experts, router), x)) for experts in (2, 8, 16)}
     assert len({*counts.values()}) == 1 and counts[2] <= most, counts

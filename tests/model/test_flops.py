@@ -100,9 +100,9 @@ def test_a_real_evaluation_does_as_much(name: str, selection: str) -> None:
 
 def test_attention_counts_whatever_runs_it() -> None:
     def counted() -> int:
-        return _count(lambda: Attention(8, 2)(torch.zeros(3, 5, 8)))
+        return _count(lambda: Attention(8, 2)(torch.zeros(4, 5, 8)))
 
-    wanted = 2 * 3 * (5 * 8 * 4 * 8 + 2 * 5 * 5 * 8)
+    wanted = 2 * 4 * (5 * 8 * 4 * 8 + 2 * 5 * 5 * 8)
     assert counted() == wanted
     with FakeTensorMode():
         assert counted() == wanted

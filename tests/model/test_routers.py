@@ -590,9 +590,11 @@ def test_the_fast_selection_is_the_stable_sort(levels: int, scale: float) -> Non
         assert torch.equal(_largest(values.double(), keep), _largest(values, keep))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_nan_of_either_sign_comes_first(sign: int) -> None:
+@pytest.mark.parametrize("poison", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_comes_last(poison: float) -> None:
+    """A topk would rank NaN first. Of several the lower row comes before the others."""
     values = torch.arange(6.0)
-    values[2] = sign * torch.tensor(torch.nan)
+    values[[2, 4]] = poison
     for dtype in (torch.float32, torch.float64):
-        assert _largest(values.to(dtype)[None, None], 2).tolist() == [[[2, 5]]]
+        assert _largest(values.to(dtype)[None, None], 2).tolist() == [[[3, 5]]]
+        assert _largest(values.to(dtype)[None, None], 5).tolist() == [[[0, 1, 2, 3, 5]]]

@@ -7,7 +7,7 @@ from diffmoe.arguments import (
     SweepCommand,
     parse,
 )
-from diffmoe.cli.words import config_of, first, of_run
+from diffmoe.cli.words import config_of, first, of_run, set_mode
 from diffmoe.console import report_lines
 
 __all__ = ["analyze", "report", "sample", "sweep"]
@@ -19,6 +19,7 @@ def sample(words: list[str]) -> None:
     config = config_of(name)
     default = SampleCommand(settings=config.sampling)
     command = parse(SampleCommand, default, rest, f"diffmoe sample {name}")
+    set_mode(command.strict)
     from diffmoe.device import is_first_process
     from diffmoe.experiments import class_numbers, draw_samples, request, trained_classes
 

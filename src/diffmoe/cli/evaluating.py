@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmoe.arguments import EvaluateCommand, EvaluateRunCommand, parse
-from diffmoe.cli.words import config_of, first
+from diffmoe.cli.words import config_of, first, set_mode
 from diffmoe.console import evaluation_lines
 from diffmoe.errors import ConfigError
 
@@ -51,6 +51,7 @@ def evaluate(words: list[str]) -> None:
 def _evaluate_run(name: str, words: list[str]) -> None:
     default = EvaluateRunCommand(settings=config_of(name).sampling)
     command = parse(EvaluateRunCommand, default, words, f"diffmoe evaluate {name}")
+    set_mode(command.strict)
     from diffmoe.device import keep_freed_memory
     from diffmoe.experiments import evaluate
 

@@ -18,7 +18,14 @@ from diffmoe.model.embed import (
     unpatchify,
 )
 from diffmoe.model.experts import Experts
-from diffmoe.model.layers import Attention, FeedForward, Modulate, Modulation, modulated_norm
+from diffmoe.model.layers import (
+    Attention,
+    FeedForward,
+    Modulate,
+    Modulation,
+    modulated_norm,
+    steady,
+)
 from diffmoe.model.router import ROUTERS, Router
 from diffmoe.model.routing import Routing, RoutingPlan
 
@@ -115,7 +122,7 @@ class DiT(nn.Module):
             x, routing = self._run(block, x, vector, plan)
             records.append(routing)
         shift, scale = self.final_modulate(vector)
-        tokens = self.final(modulated_norm(x, shift, scale))
+        tokens = steady(self.final, modulated_norm(x, shift, scale))
         sample = unpatchify(tokens, self.config.patch_size, self.config.out_channels)
         return Prediction(sample, tuple(r for r in records if r is not None))
 

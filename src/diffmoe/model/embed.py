@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffmoe.model.layers import steady
+from diffmoe.model.layers import in_whole_vectors, steady
 
 __all__ = ["LabelEmbedder", "PatchEmbedder", "TimeEmbedder", "position_table", "unpatchify"]
 
@@ -31,7 +31,7 @@ class PatchEmbedder(nn.Module):
         patch = self.weight.shape[-1]
         tiles = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # B C h p w q
         rows = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        return F.linear(rows, self.weight.flatten(1), self.bias)
+        return steady(lambda tiles: F.linear(tiles, self.weight.flatten(1), self.bias), rows)
 
 
 class TimeEmbedder(nn.Module):
@@ -48,7 +48,7 @@ class TimeEmbedder(nn.Module):
         index = torch.arange(half, device=t.device, dtype=torch.float64)
         angles = t[:, None].to(torch.float64) * torch.exp(-math.log(_MAX_PERIOD) / half * index)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        hidden = F.silu(steady(self.fc1, waves.to(self.fc1.weight.dtype)))
+        hidden = in_whole_vectors(F.silu, steady(self.fc1, waves.to(self.fc1.weight.dtype)))
         return steady(self.fc2, hidden)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from diffmoe.model.layers import FEW_ROWS, steady
+from diffmoe.model.layers import FEW_ROWS, gelu, steady
 from diffmoe.model.routing import Routing
 
 __all__ = ["Experts", "counts_stay_on_device", "grouped_linear"]
@@ -180,11 +180,13 @@ class Experts(nn.Module):
         return total.index_add(0, routing.token, gated).to(rows.dtype)
 
     def _batched(self, taken: Float[Tensor, "N D"], each: int) -> Float[Tensor, "N D"]:
-        stacked = taken.view(-1, each, taken.shape[1])
-        hidden = F.gelu(
-            torch.baddbmm(self.bias1[:, None], stacked, self.weight1), approximate="tanh"
-        )
-        return torch.baddbmm(self.bias2[:, None], hidden, self.weight2).flatten(0, 1)
+        # As many rows as `steady` sees to: one image alone may have few for an expert.
+        stacked = taken.view(len(self.weight1), each, taken.shape[1])
+        if each < FEW_ROWS:
+            stacked = F.pad(stacked, (0, 0, 0, FEW_ROWS - each))
+        hidden = gelu(torch.baddbmm(self.bias1[:, None], stacked, self.weight1))
+        output = torch.baddbmm(self.bias2[:, None], hidden, self.weight2)
+        return output[:, :each].flatten(0, 1)
 
     def _grouped(self, taken: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"]:
         # A custom operator is opaque to autocast, so its arguments are cast here.
@@ -199,5 +201,5 @@ class Experts(nn.Module):
         def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return grouped_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), ends, sizes)
 
-        hidden = F.gelu(linear(taken, self.weight1, self.bias1), approximate="tanh")
+        hidden = gelu(linear(taken, self.weight1, self.bias1))
         return linear(hidden, self.weight2, self.bias2)

@@ -59,8 +59,9 @@ def _operations_of_the_dense_twin(config: ModelConfig) -> int:
 def _operations_of_an_ffn(config: ModelConfig) -> int:
     with FakeTensorMode():
         network = FeedForward(config.width, config.mlp_ratio * config.width)
-        rows = torch.empty(config.tokens, config.width)
-        return _count(lambda: network(rows))
+        images = FEW_ROWS  # as above
+        rows = torch.empty(images * config.tokens, config.width)
+        return _count(lambda: network(rows)) // images
 
 
 def _operations_of_a_router(config: ModelConfig, layer: int) -> int:
@@ -72,12 +73,13 @@ def _operations_of_a_router(config: ModelConfig, layer: int) -> int:
 
 
 def _route(config: ModelConfig, layer: int) -> int:
-    """Operations of a router for one image, in a pool as it is trained with."""
+    """Operations of a router for one image."""
     router = ROUTERS[type(config.router)](config, layer)
     router.initialize(torch.Generator().manual_seed(0))
-    rows = torch.zeros(config.pool_images, config.tokens, config.width)
+    images = max(config.pool_images, FEW_ROWS)  # as above
+    rows = torch.zeros(images, config.tokens, config.width)
     plan = RoutingPlan(selection="train")
-    return _count(lambda: router.route(rows, plan)) // config.pool_images
+    return _count(lambda: router.route(rows, plan)) // images
 
 
 def _count(run: Callable[[], object]) -> int:

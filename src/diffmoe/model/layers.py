@@ -1,5 +1,6 @@
 """The dense networks of a block: attention, feed-forward, modulation (DiT), capacity predictor."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,24 +16,42 @@ __all__ = [
     "FeedForward",
     "Modulate",
     "Modulation",
+    "gelu",
+    "in_whole_vectors",
     "linear_high",
     "modulated_norm",
     "steady",
 ]
 
 FEW_ROWS = 16
+_VECTOR = 32  # float32 values that kernels of CPUs take at once, at most
 
 
-def steady(product: Callable[[Tensor], Tensor], rows: Float[Tensor, "N K"]) -> Float[Tensor, "N M"]:
+def steady(
+    product: Callable[[Tensor], Tensor], rows: Float[Tensor, "*rows K"]
+) -> Float[Tensor, "*rows M"]:
     """`product(rows)`, computed on at least 16 rows.
 
-    BLAS adds up one to three rows in another order than many: without this an image alone and
-    the same image in a batch would differ in the last bits.
+    BLAS adds up a few rows in another order than many: without this an image alone and the same
+    image in a batch would differ in the last bits.
     """
-    missing = FEW_ROWS - rows.shape[0]
-    if missing <= 0:
+    if rows.numel() >= FEW_ROWS * rows.shape[-1]:
         return product(rows)
-    return product(F.pad(rows, (0, 0, 0, missing)))[: rows.shape[0]]
+    leading = rows.shape[:-1]
+    padded = F.pad(rows.flatten(0, -2), (0, 0, 0, FEW_ROWS - leading.numel()))
+    return product(padded)[: leading.numel()].unflatten(0, leading)
+
+
+def in_whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, where `function` looks at each value by itself.
+
+    Kernels of CPUs compute what is left behind the last whole vector by another formula: without
+    this a value would depend, in its last bit, on how many others there are. Usual widths are
+    whole vectors.
+    """
+    if x.shape[-1] % _VECTOR == 0 or x.numel() % _VECTOR == 0:
+        return function(x)
+    return function(F.pad(x.flatten(), (0, -x.numel() % _VECTOR)))[: x.numel()].view_as(x)
 
 
 class Modulation(NamedTuple):
@@ -53,7 +72,8 @@ class Modulate(nn.Module):
 
     def forward(self, condition: Float[Tensor, "B D"]) -> tuple[Tensor, ...]:
         """`parts` tensors (B, 1, D)."""
-        return steady(self.proj, F.silu(condition))[:, None].chunk(self.parts, dim=-1)
+        parts = steady(self.proj, in_whole_vectors(F.silu, condition))
+        return parts[:, None].chunk(self.parts, dim=-1)
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Float[Tensor, "B T D"]:
@@ -72,11 +92,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each token's mixture of all tokens of its image."""
-        queries, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        queries, keys, values = steady(self.qkv, x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         mixed = F.scaled_dot_product_attention(
             queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         )
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return steady(self.proj, mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -89,7 +109,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         """Each row through the network, by itself."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return steady(self.fc2, gelu(steady(self.fc1, x)))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, as DiT has it."""
+    return in_whole_vectors(functools.partial(F.gelu, approximate="tanh"), x)
 
 
 def linear_high(
@@ -101,7 +126,8 @@ def linear_high(
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        high = weight.to(dtype), None if bias is None else bias.to(dtype)
+        return steady(lambda rows: F.linear(rows, *high), x.to(dtype))
 
 
 class CapacityPredictor(nn.Module):
@@ -123,5 +149,5 @@ class CapacityPredictor(nn.Module):
 
         The rows are detached: what the predictor learns reaches nothing but the predictor.
         """
-        hidden = F.silu(self.hidden(rows.detach()))
+        hidden = in_whole_vectors(F.silu, steady(self.hidden, rows.detach()))
         return linear_high(hidden, self.output.weight, self.output.bias)

@@ -63,20 +63,29 @@ class Router(nn.Module):
 
     def statistics(self, routing: Routing) -> Statistics:
         """Sums over this forward pass; they add up over micro-batches and ranks."""
-        return {"pairs": routing.count, "rows": number(routing.rows, routing.count)}
+        return {
+            "pairs": routing.count,
+            "rows": number(routing.rows, routing.count),
+            "poisoned": routing.poisoned.sum(),
+        }
 
     def update(self, statistics: Statistics) -> None:
         """Advance the running state; called once per optimizer step."""
 
     def summary(self, statistics: Statistics) -> dict[str, Tensor]:
-        """What to report of a sum of statistics: `capacity` and the share of `dead_experts`.
+        """What to report of a sum of statistics: `capacity`, `dead_experts` and `poisoned_rows`.
 
-        An expert is dead when it gets at most 1 % of an even share. NaN when no row counted.
+        An expert is dead when it gets at most 1 % of an even share: the share of them, NaN when no
+        row counted. Rows are poisoned whose scores are no numbers: how many in all of the sum.
         """
         used = statistics.get("above", statistics["pairs"]).to(torch.float32)
         capacity = used.sum() / statistics.get("judged", statistics["rows"])
         dead = (used <= 0.01 * used.mean()).to(torch.float32).mean()
-        return {"capacity": capacity, "dead_experts": torch.where(capacity.isnan(), capacity, dead)}
+        return {
+            "capacity": capacity,
+            "dead_experts": torch.where(capacity.isnan(), capacity, dead),
+            "poisoned_rows": statistics["poisoned"].to(torch.float32),
+        }
 
 
 def number(value: int, like: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from diffmoe.config import BatchPool, ExpertChoice, ModelConfig, TokenChoice
 from diffmoe.errors import ConfigError
-from diffmoe.model.layers import CapacityPredictor
+from diffmoe.model.layers import CapacityPredictor, in_whole_vectors
 from diffmoe.model.router import Router, Statistics, number, register_router
-from diffmoe.model.routing import Routing, RoutingPlan
+from diffmoe.model.routing import Routing, RoutingPlan, poisoned_rows
 from diffmoe.model.selection import (
     kth_largest,
     padded_pairs,
@@ -120,8 +120,10 @@ class BatchPoolRouter(Router):
         affinity, pools = self.affinity(rows), plan.pools(rows.shape[0])
         if plan.selection == "train":
             demand = self.predictor(rows)
-            quantile = kth_largest(demand.detach().sigmoid(), pools, self.options.capacity)
-            return _static(affinity, pools, self.options.capacity, demand, quantile)
+            poisoned = poisoned_rows(affinity, demand)
+            chances = demand.detach().sigmoid().masked_fill(poisoned[..., None], torch.nan)
+            quantile = kth_largest(chances, pools, self.options.capacity)
+            return _static(affinity, pools, self.options.capacity, poisoned, demand, quantile)
         if plan.selection == "image" or plan.policy == "static":
             return _static(affinity, pools, self.options.capacity)
         demand = None if plan.selection == "gate" else self.predictor(rows)
@@ -140,7 +142,8 @@ class BatchPoolRouter(Router):
             return Routing(token=token, gate=gate, count=count, dropped=dropped, **rest)
         mask = rest["wanted"]
         if plan.selection == "pool":
-            mask = top_mask(affinity, wanted, pools)
+            poisoned = poisoned_rows(affinity, demand)[..., None]
+            mask = top_mask(affinity.masked_fill(poisoned, torch.nan), wanted, pools)
         token, gate, count, sizes = pairs_of_mask(mask, affinity.flatten(0, 1))
         return Routing(token=token, gate=gate, count=count, sizes=sizes, **rest)
 
@@ -169,14 +172,15 @@ class BatchPoolRouter(Router):
     def _wanted(
         self, affinity: Tensor, demand: Tensor | None, plan: RoutingPlan
     ) -> Bool[Tensor, "B T E"]:
-        """Which rows are above each expert's threshold."""
+        """Which rows are above each expert's threshold; none whose scores are no numbers."""
         tracked = self.tracked(plan.selection)
         threshold = tracked if plan.thresholds is None else plan.thresholds[self.layer]
         if demand is None:
-            return affinity > threshold
+            return affinity > threshold  # NaN is not
         # float32 knows no probability between 1 - 6e-8 and 1; many demands of a sure predictor are.
+        sound = ~poisoned_rows(affinity, demand)[..., None]
         wide = torch.promote_types(demand.dtype, threshold.dtype)
-        return demand.to(wide).sigmoid() > threshold
+        return (in_whole_vectors(torch.sigmoid, demand.to(wide)) > threshold) & sound
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -192,32 +196,36 @@ class BatchPoolRouter(Router):
     def statistics(self, routing: Routing) -> Statistics:
         """Also the sums of the quantiles of all pools, and how the tracked thresholds would do.
 
-        Before the first update there are none: no row is `judged` then.
+        A pool without any row whose scores are numbers has no quantile and does not count. Before
+        the first update there are no thresholds: no row is `judged` then.
         """
         assert routing.demand is not None and routing.quantile is not None
         known = self.threshold_updates > 0
         above = routing.demand.sigmoid() > self.threshold
         right = (above == routing.chosen).sum()
+        lowest = smallest_gate(routing, routing.quantile.shape[0])
+        told = (routing.quantile + lowest).amax(dim=1) < torch.inf
         return super().statistics(routing) | {
             "judged": number(routing.rows, routing.count) * known,
             "above": above.sum(dim=0) * known,
             "right": right * known,
-            "quantile": routing.quantile.sum(dim=0),
-            "gate_quantile": smallest_gate(routing, routing.quantile.shape[0]).sum(dim=0),
-            "pools": number(routing.quantile.shape[0], routing.count),
+            "quantile": torch.where(told[:, None], routing.quantile, 0).sum(dim=0),
+            "gate_quantile": torch.where(told[:, None], lowest, 0).sum(dim=0),
+            "pools": told.sum(),
         }
 
     @torch.no_grad()
     def update(self, statistics: Statistics) -> None:
         """tau <- decay * tau + (1 - decay) * quantile (Eq. 17), from the first quantile."""
-        first = self.threshold_updates == 0
+        first, known = self.threshold_updates == 0, statistics["pools"] > 0
         for tracked, total in (
             (self.threshold, statistics["quantile"]),
             (self.gate_threshold, statistics["gate_quantile"]),
         ):
             now = (total / statistics["pools"]).to(tracked.dtype)
-            tracked.copy_(torch.where(first, now, torch.lerp(now, tracked, self.threshold_decay)))
-        self.threshold_updates += 1
+            moved = torch.where(first, now, torch.lerp(now, tracked, self.threshold_decay))
+            tracked.copy_(torch.where(known, moved, tracked))
+        self.threshold_updates += known
 
     def summary(self, statistics: Statistics) -> dict[str, Tensor]:
         """Capacity and dead experts at the tracked thresholds, and the predictor's accuracy."""
@@ -226,8 +234,12 @@ class BatchPoolRouter(Router):
 
 
 def _best(affinity: Float[Tensor, "S E"], top_k: int) -> tuple[Tensor, Tensor]:
-    """Affinities and indices (S, top_k) of each row's experts; ties to the lower expert."""
-    best = affinity.sort(dim=1, descending=True, stable=True)
+    """Affinities and indices (S, top_k) of each row's experts; ties to the lower expert.
+
+    A row whose affinities are no numbers has the first experts, with gate 0.
+    """
+    known = affinity.masked_fill(poisoned_rows(affinity)[:, None], 0)
+    best = known.sort(dim=1, descending=True, stable=True)
     return best.values[:, :top_k], best.indices[:, :top_k]
 
 
@@ -235,10 +247,11 @@ def _static(
     affinity: Float[Tensor, "B T E"],
     pools: tuple[tuple[int, ...], ...],
     capacity: float,
+    poisoned: Tensor | None = None,
     demand: Tensor | None = None,
     quantile: Tensor | None = None,
 ) -> Routing:
-    token, gate = top_pairs(affinity, pools, capacity)
+    token, gate = top_pairs(affinity, pools, capacity, poisoned)
     experts, each = token.shape
     return Routing(
         token=token.flatten(),

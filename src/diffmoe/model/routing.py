@@ -5,6 +5,7 @@ P pools, K rows an expert takes of a pool, L MoE layers.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from diffmoe.config import LEGAL_POLICIES
 from diffmoe.errors import ConfigError
 
-__all__ = ["Pools", "Routing", "RoutingPlan", "capacity_of_images"]
+__all__ = ["Pools", "Routing", "RoutingPlan", "capacity_of_images", "poisoned_rows"]
 
 Pools = tuple[tuple[int, ...], ...]
 
@@ -45,6 +46,11 @@ class Routing:
     def rows(self) -> int:
         """Pool rows, S."""
         return self.affinity.shape[0]
+
+    @cached_property
+    def poisoned(self) -> Bool[Tensor, "S"]:
+        """Which rows have scores that are no numbers; they take nothing from anybody else."""
+        return poisoned_rows(self.affinity, self.demand)
 
     @property
     def expert(self) -> Int[Tensor, "N"]:
@@ -108,7 +114,9 @@ class RoutingPlan:
         return tuple(tuple(members) for members in pools.values())
 
     def pools(self, images: int) -> Pools:
-        """The images of each pool of a batch."""
+        """The images of each pool of a batch; a batch of none has no pools."""
+        if images == 0:
+            return ()
         if self.selection == "image":
             return tuple((image,) for image in range(images))
         if self.pool_of_image is None:
@@ -119,6 +127,16 @@ class RoutingPlan:
                 f" the batch has {images}"
             )
         return self._members()
+
+
+def poisoned_rows(
+    affinity: Float[Tensor, "*rows E"], demand: Float[Tensor, "*rows E"] | None = None
+) -> Bool[Tensor, "*rows"]:
+    """Whether any score of a row is no finite number; their sums tell, in few kernels."""
+    total = affinity.detach().sum(dim=-1)
+    if demand is not None:
+        total = total + demand.detach().sum(dim=-1)
+    return total * 0 != 0
 
 
 def capacity_of_images(routing: Routing, tokens: int) -> Float[Tensor, "B"]:

@@ -1,6 +1,7 @@
 """Selection of rows: pools, the largest of them for each expert, and pairs from masks."""
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffmoe.errors import ConfigError
-from diffmoe.model.routing import Pools, Routing
+from diffmoe.model.routing import Pools, Routing, poisoned_rows
 
 __all__ = [
     "kth_largest",
@@ -53,26 +54,45 @@ def _rows_of(members: tuple[int, ...], tokens: int, device: torch.device) -> Int
 
 
 def _rows_to_take(rows: int, experts: int, capacity: float) -> int:
-    """K = floor(S / E * C), at least one (Sec. 3.2); 0.57 * 100 counts as 57."""
+    """K = floor(S / E * C), from one to all rows (Sec. 3.2); 0.57 * 100 counts as 57.
+
+    Raises ConfigError for another K: to take fewer or more would be to train another model.
+    """
     taken = int(rows * capacity / experts + 1e-9)
     if taken < 1:
         raise ConfigError(
             f"a pool of {rows} rows is too small for {experts} experts at capacity {capacity:g}:"
             " K would be 0",
-            remedy="use a larger batch, or a selection by threshold",
+            remedy=f"a pool needs {math.ceil(experts / capacity - 1e-9)} rows: put more images into"
+            " it, or use a selection by threshold",
         )
-    return min(taken, rows)
+    if taken > rows:
+        raise ConfigError(
+            f"a pool of {rows} rows has not the {taken} rows that each of {experts} experts would"
+            f" take at capacity {capacity:g}",
+            remedy=f"use a capacity of {experts} or less",
+        )
+    return taken
+
+
+def _unsound_last(values: Tensor) -> Tensor:
+    """The values with -inf for what is no finite number: a topk would rank NaN first."""
+    return values.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
 
 
 def _largest(values: Float[Tensor, "P E R"], keep: int) -> Int[Tensor, "P E K"]:
-    """Indices, rising, of the `keep` largest values; of equal ones the lower index."""
+    """Indices, rising, of the `keep` largest values; of equal ones the lower index.
+
+    What is no finite number comes last.
+    """
+    values = _unsound_last(values)
     if values.dtype != torch.float32:
         found = values.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
         return found.sort(dim=-1).values
     # Bits of floats order like integers (those of negative ones once they are turned round), and
     # an index below them tells equal ones apart. So a selection serves, where only a stable sort
     # of everything would.
-    plain = values.masked_fill(values.isnan(), torch.inf) + 0.0  # NaN has two signs, and so has 0
+    plain = values + 0.0  # 0 has two signs
     bits = plain.contiguous().view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     last = values.shape[-1] - 1
@@ -92,18 +112,27 @@ def _blocks(
 
 
 def top_pairs(
-    affinity: Float[Tensor, "B T E"], pools: Pools, capacity: float
+    affinity: Float[Tensor, "B T E"],
+    pools: Pools,
+    capacity: float,
+    poisoned: Bool[Tensor, "B T"] | None = None,
 ) -> tuple[Int[Tensor, "E M"], Float[Tensor, "E M"]]:
     """Rows and gates of the top K = floor(S / E * C) of each pool, for each expert.
 
-    Pool after pool; of equal affinities the lower row is taken.
+    Pool after pool; of equal affinities the lower row is taken. Poisoned rows, None meaning those
+    whose affinities are no numbers, come last, and their gates are 0.
     """
     experts = affinity.shape[-1]
+    bad = (poisoned_rows(affinity) if poisoned is None else poisoned)[..., None]
+    values = affinity.detach().masked_fill(bad, -torch.inf)
+    affinity = affinity.masked_fill(bad, 0)
     found = []
-    for block, rows in _blocks(affinity.detach(), pools):
+    for block, rows in _blocks(values, pools):
         index = _largest(block, _rows_to_take(rows.shape[1], experts, capacity))
         chosen = rows[:, None].expand_as(block).gather(2, index)
         found.append(chosen.transpose(0, 1).flatten(1))
+    if not found:
+        found = [torch.zeros(experts, 0, dtype=torch.int64, device=affinity.device)]
     token = torch.cat(found, dim=1) if len(found) > 1 else found[0]
     place = token * experts + torch.arange(experts, device=token.device)[:, None]
     return token, affinity.flatten().index_select(0, place.flatten()).view_as(token)
@@ -112,23 +141,33 @@ def top_pairs(
 def kth_largest(
     values: Float[Tensor, "B T E"], pools: Pools, capacity: float
 ) -> Float[Tensor, "P E"]:
-    """The K-th largest value of each expert in each pool (Eq. 17)."""
+    """The K-th largest value of each expert in each pool (Eq. 17).
+
+    Values that are no finite numbers do not count: of fewer than K the smallest, infinity of none.
+    """
     found = []
-    for block, rows in _blocks(values, pools):
+    for block, rows in _blocks(_unsound_last(values), pools):
         keep = _rows_to_take(rows.shape[1], values.shape[-1], capacity)
-        found.append(block.topk(keep, dim=-1, sorted=False).values.amin(dim=-1))
+        largest = block.topk(keep, dim=-1, sorted=False).values
+        found.append(largest.masked_fill(largest == -torch.inf, torch.inf).amin(dim=-1))
     if len(found) == 1:
         return found[0]
+    if not pools:
+        return values.new_zeros(0, values.shape[-1])
     by_size = sorted(range(len(pools)), key=lambda pool: -len(pools[pool]))
     of_pool = dict(zip(by_size, (row for part in found for row in part), strict=True))
     return torch.stack([of_pool[pool] for pool in range(len(pools))])
 
 
 def smallest_gate(routing: Routing, pools: int) -> Float[Tensor, "P E"]:
-    """The K-th largest affinity of each expert in each pool: what `gate` selection tracks."""
+    """The K-th largest affinity of each expert in each pool: what `gate` selection tracks.
+
+    As in `kth_largest`, rows whose scores are no numbers do not count.
+    """
     experts = routing.affinity.shape[1]
     place = routing.pool[routing.token] * experts + routing.expert
-    gates = routing.gate.masked_fill(~routing.valid, torch.inf)
+    counts = routing.valid & ~routing.poisoned[routing.token]
+    gates = torch.where(counts, routing.gate, torch.inf)
     smallest = gates.new_full((pools * experts,), torch.inf)
     return smallest.scatter_reduce(0, place, gates, "amin").view(pools, experts)
 
@@ -139,7 +178,7 @@ def top_mask(
     """For each pool and expert as many rows as `wanted` has, the best by affinity (Alg. 4)."""
     want = wanted.flatten(0, 1)
     mask = torch.zeros_like(want)
-    for block, rows in _blocks(affinity, pools):
+    for block, rows in _blocks(_unsound_last(affinity), pools):
         order = block.sort(dim=-1, descending=True, stable=True).indices
         place = torch.arange(rows.shape[1], device=order.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(-1, order, place)
@@ -199,6 +238,8 @@ def pool_of_rows(pools: Pools, tokens: int, device: torch.device) -> Int[Tensor,
     size = _even_size(pools)
     if size is not None:
         return torch.arange(len(pools), device=device).repeat_interleave(size * tokens)
+    if not pools:
+        return torch.zeros(0, dtype=torch.int64, device=device)
     names = {image: pool for pool, members in enumerate(pools) for image in members}
     runs = itertools.groupby(names[image] for image in range(len(names)))
     return torch.cat(

@@ -23,6 +23,7 @@ from diffmoe.sampling.policy import decisive_settings, sampling_plan
 from diffmoe.sampling.requests import balanced_labels, check_request, random_labels
 from diffmoe.sampling.solvers import Evaluation, Solver, build_solver, evaluations
 from diffmoe.sampling.stamp import MACHINE, Origin, stamp
+from diffmoe.sampling.strict import is_strict, refuse_strict
 from diffmoe.sampling.thresholds import Calibration, find_thresholds
 
 __all__ = [
@@ -51,10 +52,12 @@ __all__ = [
     "generate",
     "guided",
     "is_as_recorded",
+    "is_strict",
     "output_of",
     "random_labels",
     "refuse_capture",
     "refuse_place",
+    "refuse_strict",
     "refuse_unmovable",
     "refuse_unwritable",
     "sampling_plan",

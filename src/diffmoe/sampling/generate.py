@@ -21,6 +21,7 @@ from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.policy import sampling_plan
 from diffmoe.sampling.requests import check_request
 from diffmoe.sampling.solvers import Evaluation, build_solver
+from diffmoe.sampling.strict import is_strict, refuse_unsteady, under_strict
 
 __all__ = ["Moment", "Prepared", "decode", "generate", "refuse_capture"]
 
@@ -61,7 +62,8 @@ class Prepared:
         settings = settings or config.sampling
         config = replace(config, sampling=settings)  # its checks refuse another objective's sampler
         low = settings.precision == "bfloat16"
-        model = cast_for_products(model, torch.bfloat16) if low else model
+        given, model = model, cast_for_products(model, torch.bfloat16) if low else model
+        refuse_unsteady(given, model, settings, thresholds)
         network = _recorded(model, keep_records) if capture else model
         return cls(model, network, config, thresholds)
 
@@ -84,12 +86,14 @@ class Prepared:
         for start in range(images.start, images.stop, size):
             batch = range(start, min(start + size, images.stop))
             try:
-                yield _batch(*parts, labels, seeds, batch, callback)
+                with under_strict():
+                    drawn = _batch(*parts, labels, seeds, batch, callback)
             except torch.OutOfMemoryError as error:
                 raise ConfigError(
                     f"sampling.batch {size} is too large for the memory of this device",
                     remedy="use a smaller one, or sampling.precision bfloat16",
                 ) from error
+            yield drawn
 
 
 def generate(
@@ -107,7 +111,8 @@ def generate(
     """Samples (N, C, H, W) in the model's own space, float32 on the CPU, in the order asked for.
 
     In `token`, `gate` and `image` selection the batch size changes nothing but rounding; in
-    `pool` selection images of one batch compete. `thresholds` (L, E) are those of policy `target`,
+    `pool` selection images of one batch compete. With DIFFMOE_STRICT=1 in the environment it
+    changes not even that, see `strict`. `thresholds` (L, E) are those of policy `target`,
     see `calibrate`. `capture` records the network as a graph and
     replays it, for small batches on CUDA. Raises ConfigError for a bad label or seed, or settings
     that do not go with the objective, NonFiniteError for an image that is no number.
@@ -214,5 +219,7 @@ def decode(
     codec: Codec, latents: Tensor, device: torch.device, batch: int = 32
 ) -> Iterator[Tensor]:
     """uint8 images (b, C, H, W) of samples, a few at a time."""
-    for part in latents.split(batch):
-        yield to_uint8(codec.decode(part.to(device))).cpu()
+    for part in latents.split(1 if is_strict() else batch):
+        with under_strict():
+            images = to_uint8(codec.decode(part.to(device))).cpu()
+        yield images

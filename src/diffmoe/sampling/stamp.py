@@ -10,6 +10,7 @@ import torch
 from diffmoe.checkpoint import RunFolder
 from diffmoe.config import AutoencoderCodec, RunConfig, SamplingConfig
 from diffmoe.sampling.solvers import evaluations
+from diffmoe.sampling.strict import strict_facts
 
 __all__ = ["MACHINE", "Origin", "stamp"]
 
@@ -75,6 +76,7 @@ def stamp(
         "decoder": decoder,
         "diffmoe": version("diffmoe"),
         "torch": torch.__version__,
+        **strict_facts(),
         **_libraries(run.config),
         **(machine or {}),
     }
