@@ -15,7 +15,7 @@ _LARGEST = 2**63
 
 
 def forget_later(path: Path, last: int, key: str = "step") -> None:
-    """Drop the lines whose `key` is above `last`, if there is a file: they will be written again."""
+    """Drop the lines whose `key` is above `last`: they will be written again."""
     if path.exists():
         lines = _content(path).split(b"\n")
         kept = [text for text in lines if 0 <= _number(text, key) <= last]

@@ -15,9 +15,20 @@ from typing import Any, NamedTuple
 
 from diffmoe.errors import DiffMoEError
 
-__all__ = ["Answer", "Child", "begin", "fork", "kill", "outcome", "read_all", "wait_for"]
+__all__ = [
+    "ORPHANED",
+    "Answer",
+    "Child",
+    "begin",
+    "fork",
+    "kill",
+    "outcome",
+    "read_all",
+    "wait_for",
+]
 
 _LOOK = 0.01  # seconds between two looks at a child
+ORPHANED = 0.25  # seconds after which a child notices at the latest that its parent is gone
 
 
 def fork(work: Callable[[int], object]) -> tuple[int, int]:
@@ -189,5 +200,5 @@ def _settle(parent: int) -> None:
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(0.25)
+        time.sleep(ORPHANED)
     os._exit(1)

@@ -21,7 +21,7 @@ from diffmoe.checkpoint import require_space, storage_errors, write_text
 from diffmoe.config import nearest
 from diffmoe.device import machine_of
 from diffmoe.errors import ConfigError, ExitCode
-from diffmoe.experiments.selftest.children import begin
+from diffmoe.experiments.selftest.children import ORPHANED, begin
 from diffmoe.experiments.selftest.drawing import DRAWING
 from diffmoe.experiments.selftest.filesystem import FILE_SYSTEM
 from diffmoe.experiments.selftest.inputs import INPUTS
@@ -121,6 +121,9 @@ def _remove(folder: Path) -> None:
             if not path.is_symlink():
                 path.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # something was written meanwhile
+        time.sleep(2 * ORPHANED)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -148,6 +151,10 @@ def _performed(drill: Drill, scratch: Path, seed: int) -> Outcome:
     child = begin(lambda: asdict(tallied(drill, folder, own)))
     try:
         found = child.answer(_PATIENCE)
+    except BaseException:
+        child.end()
+        time.sleep(2 * ORPHANED)  # what it had started itself may still write
+        raise
     finally:
         child.end()
         _remove(folder)
