@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 __all__ = [
+    "AbandonedWriteError",
     "ConfigError",
     "DataError",
     "DiffMoEError",
@@ -87,6 +88,13 @@ class StorageError(DiffMoEError):
     """A file cannot be written or read, or is not what its manifest says."""
 
     exit_code = ExitCode.STORAGE
+
+
+class AbandonedWriteError(KeyboardInterrupt):
+    """A user stopped twice while a checkpoint was being written in the background.
+
+    The thread that writes is still at work: only `os._exit` ends the process without harm.
+    """
 
 
 class StoppedError(DiffMoEError):

@@ -273,6 +273,26 @@ def test_a_second_job_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_child_of_the_job_does_not_hold_its_lock(tmp_path: Path) -> None:
+    """Readers outlive a killed job for some seconds, and would keep the next one out."""
+    folder = made(tmp_path)
+
+    def job(pipe: int) -> None:
+        with folder.locked():
+            reader, _ = children.fork(lambda _: time.sleep(60))
+            os.write(pipe, str(reader).encode())
+            time.sleep(60)
+
+    child, pipe = children.fork(job)
+    reader = int(os.read(pipe, 100))
+    children.kill(child)
+    try:
+        with folder.locked():
+            os.kill(reader, 0)  # it is there
+    finally:
+        os.kill(reader, signal.SIGKILL)
+
+
 def test_the_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
 

@@ -19,11 +19,13 @@ import children
 from diffmoe.checkpoint import (
     Content,
     abandon_later,
+    append_text,
     find_checkpoint,
     newest_checkpoint,
     newest_good,
     prune,
     read_part,
+    set_aside_later,
     verify,
     write,
 )
@@ -464,6 +466,32 @@ def test_pruning_spares_what_is_being_read(tmp_path: Path) -> None:
         assert names(tmp_path) == [2, 4]
     prune(tmp_path, last, 1)
     assert names(tmp_path) == [4]
+
+
+def test_what_lies_after_the_place_to_go_on_from_is_set_aside(tmp_path: Path) -> None:
+    """It is damaged: it must not count among those that are kept."""
+    *_, damaged = saved(tmp_path, 2, 4, 6)
+    flip(damaged / EMA, 60)
+    set_aside_later(tmp_path, 4)
+    assert names(tmp_path) == [2, 4] and newest(tmp_path) == 4
+    (aside,) = tmp_path.glob("damaged-step-00000006-*")
+    assert (aside / EMA).exists()
+    last = write(tmp_path, Content(8, 0, parts(8), state={"bad_in_a_row": 2}))
+    prune(tmp_path, last, 2)
+    assert names(tmp_path) == [4, 8]
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    append_text(tmp_path / "lines", "first\n")
+
+    def starved() -> str:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        append_text(tmp_path / "lines", "second\n")
+        return "written"
+
+    kind, said = children.outcome(starved)
+    assert kind == "StorageError" and "no half-written file was left" in said
+    assert (tmp_path / "lines").read_text() == "first\n"
 
 
 def test_a_run_that_goes_back_gives_up_what_came_later(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_each_damaged_place_is_listed_once(path: Path) -> None:
     found.note([bad(0, 41)])
     assert found.count == 3 and places(path) == [3, 5, 0]
     first = json.loads(path.read_text().splitlines()[0])
-    assert first == {"place": 3, "sample": 7, "used": 4, "reason": bad(3).reason}
+    assert first == {"place": 3, "sample": 7, "used": 4, "reason": bad(3).reason} | {"data": ""}
 
 
 def test_of_one_place_in_a_batch_the_first_sample_is_listed(path: Path) -> None:
@@ -139,8 +139,8 @@ def test_no_more_than_the_share_allowed(total: int, share: float, allowed: int, 
         found.note([bad(allowed)])
     assert str(caught.value) == (
         f"{allowed + 1} of {total} samples are damaged, a larger share than data.max_bad_share"
-        f" {share:g} allows — {path} — mend the files listed there and remove the list, or set a"
-        " larger --data.max-bad-share"
+        f" {share:g} allows — {path} — mend the files listed there, remove the list and go"
+        " on with --accept-new-data, or set a larger --data.max-bad-share"
     )
     assert caught.value.exit_code == ExitCode.BAD_DATA == 3
     assert places(path) == list(range(allowed + 1))  # the last one is listed as well
@@ -218,3 +218,13 @@ def test_a_list_that_cannot_be_read(path: Path) -> None:
     path.mkdir()
     with pytest.raises(StorageError, match=r"cannot read the list of damaged .*Is a directory"):
         BadSamples(path, 100, 1.0)
+
+
+def test_lines_about_other_data_count_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "bad_samples.jsonl"
+    BadSamples(path, 10, 0.5, "then").note([bad(place) for place in range(5)])
+    assert BadSamples(path, 10, 0.5, "then").count == 5
+    now = BadSamples(path, 10, 0.1, "now")
+    assert now.count == 0
+    now.note([bad(3)])
+    assert BadSamples(path, 10, 0.1, "now").count == 1

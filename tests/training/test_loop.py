@@ -111,13 +111,18 @@ def test_shares_are_shares_and_expert_choice_has_capacity_one(tmp_path: Path) ->
     assert [line["capacity"] for line in lines(tmp_path / "choice")] == [1.0, 1.0]
 
 
-def test_the_first_line_after_a_resume_tells_of_the_steps_since(tmp_path: Path) -> None:
-    train(run_config(loop__log_every=1), tmp_path / "each", progress=False)
-    config = run_config(loop__log_every=3, loop__steps=2)
-    train(config, tmp_path / "resumed", progress=False)
-    train(changed(config, {"loop.steps": 4}), tmp_path / "resumed", progress=False)
-    each, (_, first, _) = lines(tmp_path / "each"), lines(tmp_path / "resumed")
-    assert first["step"] == 3 and first["loss"] == each[2]["loss"]
+def test_a_line_between_two_is_for_the_time_being(tmp_path: Path) -> None:
+    """A stop tells what it knows; the line that was due then comes as if nothing had happened."""
+    config = run_config(loop__log_every=3, loop__steps=5)
+    train(config, tmp_path / "run", progress=False)
+    assert steps(tmp_path / "run") == [3, 5]
+    train(changed(config, {"loop.steps": 6}), tmp_path / "run", progress=False)
+    train(changed(config, {"loop.steps": 6}), tmp_path / "straight", progress=False)
+    told = [
+        [{name: line[name] for name in line.keys() - SPEED} for line in lines(tmp_path / kind)]
+        for kind in ("run", "straight")
+    ]
+    assert told[0] == told[1] and [line["step"] for line in told[0]] == [3, 6]
 
 
 def test_a_resume_drops_the_lines_it_will_write_again(tmp_path: Path) -> None:
@@ -314,7 +319,7 @@ def test_sigterm_from_outside_is_exit_code_75_and_the_same_command_finishes(
     job.send_signal(signal.SIGTERM)
     _, said = job.communicate(timeout=60)
     assert job.returncode == ExitCode.RESUMABLE == 75, said
-    assert said.startswith("diffmoe: error: stopped by SIGTERM after step ")
+    assert said.startswith("diffmoe: stopped by SIGTERM after step ")
     assert said.endswith(f"go on with: diffmoe train {run}\n") and len(said.splitlines()) == 1
     (stopped,) = kept(run)
     assert 0 < stopped < total

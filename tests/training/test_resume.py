@@ -108,17 +108,18 @@ def test_a_resumed_run_is_the_undisturbed_one(
 ) -> None:
     """24 of 24: whole checkpoints with tolerance 0, metrics, and images of the averaged weights.
 
-    Twelve images a epoch and sixteen a step: every stop lies inside of an epoch.
+    Twelve images an epoch and sixteen a step: every stop lies inside of an epoch, and of what a
+    line of metrics is made of.
     """
     machine, stops = WAYS[way]
-    every = {"loop.checkpoint_every": 5, "loop.log_every": 1}
+    every = {"loop.checkpoint_every": 5, "loop.log_every": 3}
     config = changed(run_config(router, objective, **of(pictures)), machine | every)
     straight = until(config, tmp_path / "straight", 8)
     assert not different(until(config, tmp_path / "resumed", *stops, 8), straight)
     assert whole(tmp_path / "resumed") == whole(tmp_path / "straight")
     assert torch.equal(drawn(tmp_path / "resumed"), drawn(tmp_path / "straight"))
     parts = {name.split("/")[0] for name in straight}
-    assert parts == {"model", "ema", "optimizer"}
+    assert parts == {"model", "ema", "optimizer", "window"}
     weights = [name for name in straight if name.startswith("model/") and "weight" in name]
     assert all(f"optimizer/{name.removeprefix('model/')}/exp_avg" in straight for name in weights)
 
@@ -188,7 +189,7 @@ def rewritten(
     checkpoints = RunFolder(path).checkpoints
     found = newest_checkpoint(checkpoints)
     assert found is not None
-    parts = {name: read_part(found[0], name) for name in ("model", "ema", "optimizer")}
+    parts = {name: read_part(found[0], name) for name in found[1].tensors}
     shutil.rmtree(checkpoints)
     counters = dict(found[1].state)
     change(parts)
@@ -224,6 +225,7 @@ def kill_mutants(home: Path, every: int) -> dict[str, int]:
     """
     config = run_config()
     straight = until(config, home / "straight", 5)
+    straight = {name: value for name, value in straight.items() if not name.startswith("window/")}
     until(config, home / "resumed", 4)
     assert not different(resumed_without(config, home / "resumed", "", ""), straight)
     copied = [name for name in straight if name.startswith("ema/") and "threshold" in name]
@@ -240,6 +242,22 @@ def kill_mutants(home: Path, every: int) -> dict[str, int]:
 def test_a_resume_that_forgets_a_tensor_of_the_state_is_seen(tmp_path: Path) -> None:
     found = kill_mutants(tmp_path, every=6)
     assert found["noticed"] == found["mutants"] > 25
+
+
+def test_a_resume_that_forgets_what_a_line_is_made_of_is_seen(tmp_path: Path) -> None:
+    config = run_config(loop__log_every=6)
+    until(config, tmp_path / "straight", 8)
+    until(config, tmp_path / "honest", 4)
+    shutil.copytree(tmp_path / "honest", tmp_path / "forgetful")
+    rewritten(tmp_path / "honest")
+    rewritten(tmp_path / "forgetful", lambda parts: parts["window"].clear())
+    for kind in ("honest", "forgetful"):
+        until(config, tmp_path / kind, 8)
+    straight, honest, forgetful = (
+        whole(tmp_path / kind)["metrics"] for kind in ("straight", "honest", "forgetful")
+    )
+    assert [line["step"] for line in straight] == [6, 8] and honest == straight
+    assert forgetful[0]["loss"] != straight[0]["loss"]
 
 
 @pytest.mark.long
@@ -493,6 +511,27 @@ def test_a_run_on_damaged_samples_goes_on_as_if_never_stopped(
     with pytest.raises(DataError, match="3 of 12 samples are damaged") as caught:
         train(config, tmp_path / "resumed", progress=False, accept_new_data=True)
     assert caught.value.exit_code is ExitCode.BAD_DATA and load(tmp_path / "resumed").step >= 8
+    assert "remove the list and go on with --accept-new-data" in str(caught.value)
+    for name in ("dog/0.bmp", "dog/3.bmp", "cat/1.bmp"):
+        shutil.copy(pictures / "cat" / "0.bmp", pictures / name)
+    train(config, tmp_path / "resumed", progress=False, accept_new_data=True)  # lines of other data
+
+
+def test_classes_that_moved_are_refused_even_so(tmp_path: Path, pictures: Path) -> None:
+    config = changed(on(pictures), {"model.num_classes": 3})
+    until(config, tmp_path / "run", 4)
+    before = files(tmp_path / "run")
+    (pictures / "dog").rename(pictures / "ant")
+    config = changed(config, {"loop.steps": 8})
+    with pytest.raises(
+        ConfigError, match="class 0 of this run is cat, and ant in the data"
+    ) as caught:
+        train(config, tmp_path / "run", progress=False, accept_new_data=True)
+    assert "choose another --run" in str(caught.value) and files(tmp_path / "run") == before
+    (pictures / "ant").rename(pictures / "dog")
+    shutil.copytree(pictures / "dog", pictures / "emu")  # a new class may come after them
+    train(config, tmp_path / "run", progress=False, accept_new_data=True)
+    assert RunFolder(tmp_path / "run").class_names == ("cat", "dog", "emu")
 
 
 def test_another_codec_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
 """Checkpoints in the background: none is called saved before it is, no fault is swallowed."""
 
 import os
+import random
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -155,6 +158,44 @@ def test_a_write_that_nobody_waits_for_keeps_the_folder(
         assert kept(tmp_path) == [0]
 
 
+TWICE = """
+import os, signal, sys, threading, time
+from diffmoe.cli import main
+from diffmoe.training import saving
+
+honest = saving.write
+
+def slow(*others):
+    def again():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=again, daemon=True).start()
+    blob = b"x" * (1 << 26)
+    import hashlib
+    for _ in range(400):
+        hashlib.sha256(blob)  # native code, as safetensors is
+    return honest(*others)
+
+saving.write = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_second_signal_while_a_checkpoint_is_written_is_code_75(tmp_path: Path) -> None:
+    """Python's own end would stop the thread in native code, and abort."""
+    train(run_config(), tmp_path / "run", progress=False)
+    words = ["train", str(tmp_path / "run"), "--loop.steps", "100000", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, *words], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == ExitCode.RESUMABLE, (done.returncode, done.stderr)
+    assert "interrupted while a checkpoint was being written" in done.stderr
+    assert load(tmp_path / "run").step == 4
+    train(run_config(loop__steps=6), tmp_path / "run", progress=False)
+    assert kept(tmp_path / "run") == [4, 6]
+
+
 # ---- full, small and closed disks
 
 LEVELS = (0.1, 0.5, 0.9, 0.99)
@@ -231,6 +272,21 @@ def test_space_is_asked_for_what_is_still_to_come(
                 train(run_config(loop__steps=6), tmp_path, progress=False)
 
 
+def test_milestones_still_to_come_need_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(loop__steps=40, loop__keep_every=4, loop__checkpoint_every=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10**12, 0, 0))
+    with pytest.raises(StorageError, match="no space for 13 more checkpoints"):  # 3 and 10
+        train(config, tmp_path, progress=False)
+
+
+def test_colleagues_may_read_a_checkpoint(tmp_path: Path) -> None:
+    train(run_config(), tmp_path, progress=False)
+    files = [p for p in RunFolder(tmp_path).checkpoints.rglob("*") if p.is_file()]
+    assert files and all(file.stat().st_mode & 0o777 == 0o644 for file in files)
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not hasattr(os, "fork"), reason="needs another user")
 def test_a_run_folder_that_may_not_be_written_is_one_sentence(tmp_path: Path) -> None:
     train(run_config(), tmp_path / "run", progress=False)
@@ -270,13 +326,17 @@ def train_for_ever(path: Path, steps: int) -> Any:
 
 def kill_and_resume(home: Path, kills: int, steps: int, seed: int) -> dict[str, Any]:
     """SIGKILL a training job at random moments and give the same command again, to its end."""
-    import random
-
     rng, done, killed = random.Random(seed), False, 0
     while not done:
         child, pipe = children.fork(train_for_ever(home / "killed", steps))
         if killed < kills:
-            time.sleep(rng.uniform(0.02, 0.5))
+            began = RunFolder(home / "killed").saved_step
+            for _ in range(3000):  # until it has done something, or ended
+                ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended or RunFolder(home / "killed").saved_step != began:
+                    break
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.1))
             children.kill(child)
             killed += 1
             done = children.read_all(pipe) == b"done"

@@ -8,6 +8,7 @@ from diffmoe.checkpoint.choice import (
     newest_checkpoint,
     newest_good,
     prune,
+    set_aside_later,
 )
 from diffmoe.checkpoint.files import (
     append_text,
@@ -21,6 +22,7 @@ from diffmoe.checkpoint.files import (
 )
 from diffmoe.checkpoint.folder import RunFolder
 from diffmoe.checkpoint.load import LoadedRun, load, load_tensors, refuse_foreign
+from diffmoe.checkpoint.locks import unshared
 from diffmoe.checkpoint.manifest import Manifest
 from diffmoe.checkpoint.metrics import forget_later, read_metrics
 from diffmoe.checkpoint.parts import Parts, refuse_foreign_parts
@@ -58,9 +60,11 @@ __all__ = [
     "refuse_foreign",
     "refuse_foreign_parts",
     "require_space",
+    "set_aside_later",
     "storage_errors",
     "to_ours",
     "to_released",
+    "unshared",
     "verify",
     "write",
     "write_file",

@@ -1,11 +1,12 @@
 """Which checkpoint: the newest that is sound, a certain one, and those that may go."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from diffmoe.checkpoint.files import entries, remove_folder
+from diffmoe.checkpoint.files import entries, remove_folder, storage_errors
 from diffmoe.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from diffmoe.checkpoint.store import sound, verify
 from diffmoe.errors import StorageError
@@ -19,6 +20,7 @@ __all__ = [
     "newest_checkpoint",
     "newest_good",
     "prune",
+    "set_aside_later",
 ]
 
 
@@ -59,6 +61,18 @@ def _is_good(manifest: Manifest) -> bool:
     return not manifest.state.get("bad_in_a_row")
 
 
+def set_aside_later(parent: Path, step: int) -> None:
+    """Rename the checkpoints of steps after `step`: damaged, as the run goes on from before them.
+
+    They stay for their owner to look at, and count for nothing.
+    """
+    for path in _by_step(parent):
+        if _claimed_step(path) > step:
+            aside = path.with_name(f"damaged-{path.name}-{os.urandom(2).hex()}")
+            with storage_errors(path.name, path):
+                path.rename(aside)
+
+
 def abandon_later(parent: Path, step: int) -> None:
     """Remove the checkpoints of steps after `step`, for a run that goes back and another way."""
     for path in _by_step(parent):
@@ -66,10 +80,13 @@ def abandon_later(parent: Path, step: int) -> None:
             remove_folder(path)
 
 
-def find_checkpoint(parent: Path, step: int | None = None) -> tuple[Path, Manifest] | None:
+def find_checkpoint(
+    parent: Path, step: int | None = None, holding: ExitStack | None = None
+) -> tuple[Path, Manifest] | None:
     """The newest checkpoint, or that of `step`; None when there is no checkpoint at all.
 
-    Raises StorageError when it is not there or is damaged: no other one is taken in its place.
+    While `holding` is open, it is not pruned. Raises StorageError when it is not there or is
+    damaged: no other one is taken in its place.
     """
     folders = _by_step(parent)
     wanted = [path for path in folders if step in (None, _claimed_step(path))]
@@ -83,8 +100,12 @@ def find_checkpoint(parent: Path, step: int | None = None) -> tuple[Path, Manife
             remedy=f"use one of {steps}",
         )
     try:
-        with held(wanted[-1]):
-            return wanted[-1], verify(wanted[-1])
+        with ExitStack() as stack:
+            stack.enter_context(held(wanted[-1]))
+            found = wanted[-1], verify(wanted[-1])
+            if holding is not None:
+                holding.push(stack.pop_all())
+            return found
     except StorageError as error:
         raise _without(wanted[-1], folders, error) from error
 
@@ -152,7 +173,7 @@ def held(path: Path) -> Iterator[None]:
 
 def _is_held(path: Path) -> bool:
     try:
-        with (path / MANIFEST).open() as manifest:
+        with (path / MANIFEST).open("r+") as manifest:  # to write: NFS asks for it
             fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -165,9 +186,8 @@ def prune(parent: Path, newest: Path, keep: int, every: int | None = None) -> No
     """Keep `newest`, which was just written, and the `keep - 1` before it; remove older ones.
 
     Those of a step that is a multiple of `every` stay, as does the newest whose last step was
-    finite, and one that is being read. A checkpoint of a later step is damaged, or the run would
-    have gone on from it: it counts for nothing and is left for its owner to look at, as is one
-    whose manifest cannot be read.
+    finite, and one that is being read. Those of later steps, and those whose manifest cannot be
+    read, count for nothing and are left for their owner to look at.
     """
     known = {path: manifest for path in _by_step(parent) if (manifest := _readable(path))}
     paths = list(known)

@@ -119,9 +119,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add text to the end of a file."""
-    with storage_errors(path.name, path), path.open("a") as stream:
-        stream.write(text)
+    """Add text to the end of a file; if that fails, the file is as it was."""
+    with storage_errors(path.name, path):
+        before = path.stat().st_size if path.exists() else None
+        try:
+            with path.open("a") as stream:
+                stream.write(text)
+        except OSError:
+            if before is not None:
+                os.truncate(path, before)
+            raise
 
 
 @contextmanager
@@ -138,6 +145,8 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             yield aside
             aside.chmod(0o755)
             for file in aside.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o644)
                 flush(file)
             flush(aside)
             if replace:

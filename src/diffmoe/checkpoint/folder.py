@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffmoe.checkpoint.choice import claimed_step
 from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_file, write_text
+from diffmoe.checkpoint.locks import unshared
 from diffmoe.checkpoint.metrics import read_metrics
 from diffmoe.config import (
     RunConfig,
@@ -145,7 +146,7 @@ class RunFolder:
             absent = [path for path in inner_first if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self._lock.open("w")
-        with lock:
+        with lock, unshared(lock.fileno()):
             self._hold(lock.fileno())
             try:
                 self._tidy()
@@ -238,9 +239,12 @@ class RunFolder:
         lines = read_metrics(self._saved) if self.is_run else []
         return lines[-1]["step"] if lines else None
 
-    def note_saved(self, step: int) -> None:
-        """Note that a checkpoint is on the disk, for when it is lost."""
-        write_text(self._saved, json.dumps({"step": step}) + "\n")
+    def note_saved(self, step: int | None) -> None:
+        """Note that a checkpoint is on the disk, for when it is lost; or that there is none."""
+        if step is None:
+            self._saved.unlink(missing_ok=True)
+        else:
+            write_text(self._saved, json.dumps({"step": step}) + "\n")
 
     def _foreign(self) -> str:
         """The first thing here that is no leftover of a job; empty if there is none."""
@@ -263,5 +267,5 @@ def _unescaped(match: re.Match[str]) -> str:
 def _is_leftover(path: Path) -> bool:
     """Whether something is left of a job that was killed before it had claimed its folder."""
     if path.name == "checkpoints" and path.is_dir():
-        return all(entry.name.startswith(("step-", ".tmp-")) for entry in entries(path))
+        return all(entry.name.startswith(("step-", ".tmp-", "damaged-")) for entry in entries(path))
     return path.name == ".lock" or path.name.startswith(".tmp-")

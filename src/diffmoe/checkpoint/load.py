@@ -1,5 +1,7 @@
 """A trained model out of its run folder."""
 
+import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -7,13 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffmoe.checkpoint.choice import find_checkpoint, held
+from diffmoe.checkpoint.choice import find_checkpoint
 from diffmoe.checkpoint.folder import RunFolder
 from diffmoe.checkpoint.manifest import Manifest
 from diffmoe.checkpoint.store import read_part
 from diffmoe.config import RunConfig, from_dict, identity_differences
 from diffmoe.errors import StorageError
 from diffmoe.model import DiT, empty_model
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = ["LoadedRun", "load", "load_tensors", "refuse_foreign"]
 
@@ -51,18 +55,31 @@ def load(
     """
     folder = RunFolder(Path(path))
     config = folder.read_config()
-    found = find_checkpoint(folder.checkpoints, step)
-    if found is None:
-        raise StorageError(
-            "the run has no checkpoint yet", where=str(path), remedy=f"diffmoe train {path}"
-        )
-    checkpoint, manifest = found
-    refuse_foreign(manifest, config, checkpoint)
     part = {"ema": "ema", "raw": "model"}[weights]
-    with held(checkpoint):
+    with ExitStack() as holding:
+        found = find_checkpoint(folder.checkpoints, step, holding)
+        if found is None:
+            raise _no_checkpoint(folder)
+        checkpoint, manifest = found
+        refuse_foreign(manifest, config, checkpoint)
         model = _read_model(config, checkpoint, part).to(device)
+    if step is None and manifest.step < (folder.saved_step or 0):
+        _LOG.warning(
+            "the checkpoint of step %d, which was saved last, is gone: taking step %d",
+            *(folder.saved_step, manifest.step),
+        )
     facts = (manifest.step, weights, manifest.fingerprint(part))
     return LoadedRun(folder, config, model, *facts, manifest.trained_on, manifest.state)
+
+
+def _no_checkpoint(folder: RunFolder) -> StorageError:
+    saved, where = folder.saved_step, str(folder.path)
+    if saved is None:
+        what, remedy = "the run has no checkpoint yet", f"diffmoe train {where}"
+    else:
+        what = f"the run saved a checkpoint of step {saved} and has none now"
+        remedy = "restore its checkpoints"
+    return StorageError(what, where=where, remedy=remedy)
 
 
 def _read_model(config: RunConfig, checkpoint: Path, part: str) -> DiT:

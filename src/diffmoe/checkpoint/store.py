@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +48,8 @@ def write(parent: Path, content: Content) -> Path:
     Raises StorageError if it cannot be written; what was there before is then as it was.
     """
     path = parent / f"step-{content.step:08d}"
-    if path.exists() and sound(path) is not None:
+    with suppress(StorageError):
+        verify(path)
         return path
     with new_folder(path, replace=True) as aside:
         for name, tensors in content.parts.items():

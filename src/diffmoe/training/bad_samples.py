@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from diffmoe.checkpoint import append_text
 from diffmoe.data import Replaced
@@ -17,13 +18,14 @@ _LOG = logging.getLogger(__name__)
 class BadSamples:
     """`bad_samples.jsonl`: a line for each place in the data whose sample was replaced.
 
-    Places that an earlier part of the run listed count. Of `total` samples at most the share
-    `max_share` may be damaged: beyond it, here or in `note`, DataError.
+    Places that an earlier part of the run listed count, if it read the same `data`, by fingerprint.
+    Of `total` samples at most the share `max_share` may be damaged: beyond it, here or in `note`,
+    DataError.
     """
 
-    def __init__(self, path: Path, total: int, max_share: float) -> None:
-        self._path, self._total, self._max_share = path, total, max_share
-        self._places = _listed(path, total)
+    def __init__(self, path: Path, total: int, max_share: float, data: str = "") -> None:
+        self._path, self._total, self._max_share, self._data = path, total, max_share, data
+        self._places = _listed(path, total, data)
         self._refuse_too_many()
 
     @property
@@ -39,7 +41,7 @@ class BadSamples:
                 new.setdefault(one.place, one)
         if not new:
             return
-        text = "".join(json.dumps(_line(one)) + "\n" for one in new.values())
+        text = "".join(json.dumps(_line(one, self._data)) + "\n" for one in new.values())
         append_text(self._path, "\n" + text if _is_cut(self._path) else text)
         before = self.count
         self._places |= new.keys()
@@ -60,13 +62,14 @@ class BadSamples:
                 f"{self.count} of {self._total} samples are damaged, a larger share than"
                 f" data.max_bad_share {self._max_share:g} allows",
                 where=str(self._path),
-                remedy="mend the files listed there and remove the list, or set a larger"
-                " --data.max-bad-share",
+                remedy="mend the files listed there, remove the list and go on with"
+                " --accept-new-data, or set a larger --data.max-bad-share",
             )
 
 
-def _line(one: Replaced) -> dict[str, int | str]:
-    return {"place": one.place, "sample": one.sample, "used": one.used, "reason": one.reason}
+def _line(one: Replaced, data: str) -> dict[str, int | str]:
+    numbers: dict[str, int | str] = {"place": one.place, "sample": one.sample, "used": one.used}
+    return numbers | {"reason": one.reason, "data": data}
 
 
 def _is_cut(path: Path) -> bool:
@@ -75,22 +78,21 @@ def _is_cut(path: Path) -> bool:
     return bool(content) and not content.endswith(b"\n")
 
 
-def _listed(path: Path, total: int) -> set[int]:
-    """The places that lines of the file name; damaged lines name none."""
-    lines = [_place(text, total) for text in _content(path).split(b"\n") if text]
-    places = {place for place in lines if place is not None}
+def _listed(path: Path, total: int, data: str) -> set[int]:
+    """The places that lines of the file name for these data; damaged lines name none."""
+    lines = [_line_of(text, total) for text in _content(path).split(b"\n") if text]
     if None in lines:
         _LOG.warning("%d of the %d lines of %s are damaged", lines.count(None), len(lines), path)
-    return places
+    return {line["place"] for line in lines if line is not None and line.get("data", "") == data}
 
 
-def _place(text: bytes, total: int) -> int | None:
+def _line_of(text: bytes, total: int) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
     place = line.get("place") if isinstance(line, dict) else None
-    return place if type(place) is int and 0 <= place < total else None
+    return line if type(place) is int and 0 <= place < total else None
 
 
 def _content(path: Path) -> bytes:

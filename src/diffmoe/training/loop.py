@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diffmoe.checkpoint import RunFolder, abandon_later, newest_good
+from diffmoe.checkpoint import RunFolder, abandon_later, newest_good, set_aside_later
 from diffmoe.config import RunConfig
 from diffmoe.data import Batch, open_source, source_codec, stream
 from diffmoe.device import resolve_device
@@ -22,7 +22,7 @@ from diffmoe.training.bad_samples import BadSamples
 from diffmoe.training.metrics import MetricsFile, Window
 from diffmoe.training.resume import STORED, begin
 from diffmoe.training.saving import Saver, last_good, refuse_small_disk
-from diffmoe.training.state import TrainingState, restore
+from diffmoe.training.state import TrainingState, begin_again, restore
 from diffmoe.training.step import train_step
 from diffmoe.training.stops import Stop
 from diffmoe.training.watch import ExpertWatch, StepWatch
@@ -64,21 +64,32 @@ def train(
         return stream(config, source, codec, first=first, device=device)
 
     with folder.locked() as lock:
-        state = begin(config, folder, trained_on, device, accept_new_data=accept_new_data)
+        state = begin(
+            config,
+            folder,
+            trained_on,
+            device,
+            accepted=source.class_names if accept_new_data else None,
+        )
         if state.step == config.loop.steps:
             folder.claim(config)
             folder.keep_class_names(source.class_names)
             return folder
         refuse_small_disk(config, folder, state)
-        coming = batches(state.counters.position)
-        coming = itertools.chain([next(coming)], coming)
+        coming = [_begun(batches(state.counters.position))]
         folder.claim(config)  # last: a run that cannot begin leaves no trace
+        set_aside_later(folder.checkpoints, state.step)
         folder.keep_class_names(source.class_names)
-        bad = BadSamples(folder.bad_samples, len(source), _ceiling(config))
+        bad = BadSamples(folder.bad_samples, len(source), _ceiling(config), source.fingerprint)
         saver = Saver(config, folder, lock)
         with Training(config, folder, state, batches, bad, saver, progress) as training:
-            training.run(coming, stop)
+            training.run(coming.pop(), stop)  # held by nobody else: it ends when the run goes back
     return folder
+
+
+def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, once the first of them was read."""
+    return itertools.chain([next(batches)], batches)
 
 
 def _ceiling(config: RunConfig) -> float:
@@ -102,14 +113,14 @@ class Training:
         self._batches, self._bad, self._saver = batches, bad, saver
         self._progress = progress
         self._objective = build_objective(config.objective)
-        self._window = Window(len(state.model.moe_layers))
+        self._window = Window(state)
         self._watch, self._experts = StepWatch(config, folder, state), ExpertWatch()
         if config.machine.compile:
             state.model.compile(fullgraph=True)
 
     def __enter__(self) -> "Training":
         with ExitStack() as stack:
-            lines = MetricsFile(self._folder.metrics, self._state.step)
+            lines = MetricsFile(self._folder.metrics, self._state.step, self._config.loop.log_every)
             self._lines = stack.enter_context(closing(lines))
             self._bar = stack.enter_context(
                 _bar(self._config, self._folder, self._state.step, self._progress)
@@ -130,16 +141,18 @@ class Training:
                 reason = stop.reason  # asked once: what follows must agree
                 last = bool(reason) or state.step == loop.steps
                 saving = last or state.step % loop.checkpoint_every == 0
-                telling = last or state.step % loop.log_every == 0
+                telling = state.step % loop.log_every == 0
                 if saving or telling:
                     self._watch.settle()
                 if self._watch.past is not None:
                     batches = self._go_back(self._watch.past)
                     continue
+                if telling or last:
+                    self._log()
+                if telling:
+                    self._window.clear()
                 if saving:
                     self._saver.save(state)
-                if telling:
-                    self._log()
                 if reason:
                     break
             self._saver.wait()
@@ -164,32 +177,35 @@ class Training:
     def _log(self) -> None:
         state, config = self._state, self._config
         self._experts.look(self._window.shares(), state.step)
-        values = self._window.read(state.model, config.training.global_batch)
+        values = self._window.read(config.training.global_batch)
         values["bad_steps"] = float(state.counters.bad_steps)
         self._lines.write(state.step, values)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
 
     def _go_back(self, past: int) -> Iterator[Batch]:
-        """The last good state, and the data from sample `past` on, after those that led astray.
+        """Return to the last good state, or the beginning; the data from sample `past` on.
 
-        Raises NonFiniteError if that was done as often as is allowed.
+        Those lie after what led astray. Raises NonFiniteError if that was done as often as is
+        allowed.
         """
         self._saver.wait()
         state, met = self._state, self._state.counters
         found = newest_good(self._folder.checkpoints)
-        if found is None or met.rewinds >= self._config.loop.rewinds:
+        if met.rewinds >= self._config.loop.rewinds:
             raise self._diverged()
-        restore(state, *found)
+        if found is None:
+            begin_again(state, self._config)
+        else:
+            restore(state, *found)
+        self._folder.note_saved(state.step if found else None)
         abandon_later(self._folder.checkpoints, state.step)
-        self._folder.note_saved(state.step)
-        kept = {"position": past, "bad_steps": met.bad_steps, "rewinds": met.rewinds + 1}
-        state.counters = replace(state.counters, **kept)
+        counted = {"bad_steps": met.bad_steps, "spikes": met.spikes, "rewinds": met.rewinds + 1}
+        state.counters = replace(state.counters, position=past, **counted)
         _LOG.warning(
             "%d steps in a row were not finite: going on from %s with the data after them",
-            *(met.bad_in_a_row, found[0].name),
+            *(met.bad_in_a_row, found[0].name if found else "the beginning"),
         )
         self._watch.forget()
-        self._window.clear()
         self._lines.go_back(state.step)
         self._bar.reset()
         self._bar.update(state.step)

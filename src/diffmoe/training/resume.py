@@ -1,6 +1,7 @@
 """Where a run goes on: the newest checkpoint, or step 0 if there was never one."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,11 +29,12 @@ def begin(
     trained_on: dict[str, str],
     device: torch.device,
     *,
-    accept_new_data: bool = False,
+    accepted: Sequence[str] | None = None,
 ) -> TrainingState:
     """The state to go on from; nothing is written.
 
-    `trained_on` says what the codec and the data are. Raises ConfigError if they or the length of
+    `trained_on` says what the codec and the data are; other data than before are accepted if the
+    names of their classes are given. Raises ConfigError if they or the length of
     the run contradict its past, StorageError if its past is damaged or lost.
     """
     found = newest_checkpoint(folder.checkpoints)
@@ -41,7 +43,9 @@ def begin(
     else:
         refuse_foreign(found[1], config, found[0])
         _refuse_fewer_steps(config, *found)
-        _refuse_changed_origin(trained_on, *found, accepted={"data"} if accept_new_data else set())
+        changed = _refuse_changed_origin(trained_on, *found, accepting=accepted is not None)
+        if changed:
+            _refuse_moved_classes(folder, accepted or ())
     state = new_state(config, device)
     state.trained_on = trained_on
     if found is not None:
@@ -89,16 +93,18 @@ def _refuse_fewer_steps(config: RunConfig, checkpoint: Path, manifest: Manifest)
 
 
 def _refuse_changed_origin(
-    trained_on: dict[str, str], checkpoint: Path, manifest: Manifest, *, accepted: set[str]
-) -> None:
-    """Raise ConfigError where codec or data are not those of the past and that is not accepted."""
+    trained_on: dict[str, str], checkpoint: Path, manifest: Manifest, *, accepting: bool
+) -> bool:
+    """Whether the data changed and that is accepted; else ConfigError, as for another codec."""
+    changed = False
     for name, now in trained_on.items():
         then = manifest.trained_on.get(name, now)
         # Another version noted a codec for latents too; whether they are the same, the data tell.
         if then == now or now == STORED:
             continue
-        if name in accepted:
-            _LOG.warning("the %s of this run changed from %s to %s, as accepted", name, then, now)
+        if name == "data" and accepting:
+            _LOG.warning("the data of this run changed from %s to %s, as accepted", then, now)
+            changed = True
             continue
         also = ", or accept them: --accept-new-data" if name == "data" else ""
         raise ConfigError(
@@ -106,3 +112,19 @@ def _refuse_changed_origin(
             where=str(checkpoint),
             remedy=f"go on with the {name} it was trained on, or choose another --run{also}",
         )
+    return changed
+
+
+def _refuse_moved_classes(folder: RunFolder, names: Sequence[str]) -> None:
+    """Raise ConfigError if a class that was trained is another one in the data that are accepted.
+
+    The model knows classes by their numbers. New ones may come after them.
+    """
+    for number, before in enumerate(folder.class_names):
+        now = names[number] if number < len(names) else "not there"
+        if now != before:
+            raise ConfigError(
+                f"class {number} of this run is {before}, and {now} in the data that are there now",
+                where=str(folder.path),
+                remedy="bring its classes back as they were numbered, or choose another --run",
+            )

@@ -2,13 +2,22 @@
 
 import os
 import threading
+from contextlib import nullcontext
 from types import TracebackType
 
 from torch import Tensor
 
-from diffmoe.checkpoint import Content, RunFolder, newest_good, prune, require_space, write
+from diffmoe.checkpoint import (
+    Content,
+    RunFolder,
+    newest_good,
+    prune,
+    require_space,
+    unshared,
+    write,
+)
 from diffmoe.config import RunConfig, to_dict
-from diffmoe.errors import NonFiniteError
+from diffmoe.errors import AbandonedWriteError, NonFiniteError
 from diffmoe.training.state import TrainingState, state_content
 
 __all__ = ["Saver", "last_good", "refuse_small_disk"]
@@ -27,7 +36,7 @@ class Saver:
     def __init__(self, config: RunConfig, folder: RunFolder, lock: int | None = None) -> None:
         self._config, self._folder, self._lock = config, folder, lock
         self._copies: dict[str, dict[str, Tensor]] = {}  # of the state, used again each time
-        self._thread: threading.Thread | None = None
+        self._written: threading.Event | None = None  # set once the last write is over
         self._error: BaseException | None = None
 
     def save(self, state: TrainingState) -> None:
@@ -40,18 +49,21 @@ class Saver:
             return
         # Whoever stops without waiting leaves the lock to the thread: nobody else may write yet.
         lock = None if self._lock is None else os.dup(self._lock)
-        work = (content, lock)
-        self._thread = threading.Thread(target=self._try_to_write, args=work, daemon=True)
-        self._thread.start()
+        # An event, as Python 3.11 takes a thread for ended when its join was interrupted.
+        self._written = threading.Event()
+        work = (content, lock, self._written)
+        threading.Thread(target=self._try_to_write, args=work, daemon=True).start()
 
-    def _try_to_write(self, content: Content, lock: int | None) -> None:
+    def _try_to_write(self, content: Content, lock: int | None, written: threading.Event) -> None:
         try:
-            self._write(content)
+            with nullcontext() if lock is None else unshared(lock):
+                self._write(content)
         except BaseException as error:  # raised again in the thread that trains
             self._error = error
         finally:
             if lock is not None:
                 os.close(lock)
+            written.set()
 
     def _write(self, content: Content) -> None:
         loop, folder = self._config.loop, self._folder
@@ -62,14 +74,14 @@ class Saver:
 
     def poll(self) -> None:
         """Raise what a write has met; never waits."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._written is not None and self._written.is_set():
             self.wait()
 
     def wait(self) -> None:
         """Return once all that was to be saved is on the disk."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._written is not None:
+            self._written.wait()
+            self._written = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -80,11 +92,13 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        """Finish the last write, but for a user who asked twice to stop."""
+        """Finish the last write, but for a user who asked twice to stop: AbandonedWriteError."""
         if kind is None:
             self.wait()
-        elif issubclass(kind, Exception) and self._thread is not None:
-            self._thread.join()
+        elif self._written is not None and issubclass(kind, Exception):
+            self._written.wait()
+        elif self._written is not None and not self._written.is_set():
+            raise AbandonedWriteError from error
 
 
 def _refuse_broken_weights(content: Content, folder: RunFolder) -> None:
@@ -108,8 +122,11 @@ def refuse_small_disk(config: RunConfig, folder: RunFolder, state: TrainingState
     """Raise StorageError unless the checkpoints to be kept at once will fit on the disk."""
     weights = sum(value.nbytes for value in state.model.state_dict().values())
     each = 4 * weights + 2**16  # weights, their average and two moments; the manifest
-    there = len(list(folder.checkpoints.glob("step-*")))
+    every, first, last = config.loop.keep_every, state.step, config.loop.steps
+    steps = [int(path.name[5:]) for path in folder.checkpoints.glob("step-" + 8 * "[0-9]")]
+    there = sum(step <= first and not (every and step % every == 0) for step in steps)
     more = max(1, config.loop.keep_checkpoints + 1 - there)  # one goes when the next is complete
+    more += last // every - first // every if every else 0
     require_space(
         folder.checkpoints,
         more * each,

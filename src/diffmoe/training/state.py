@@ -14,7 +14,15 @@ from diffmoe.errors import StorageError
 from diffmoe.model import DiT, build_model
 from diffmoe.training.optimizer import build_optimizer
 
-__all__ = ["Counters", "TrainingState", "new_state", "restore", "state_content", "state_parts"]
+__all__ = [
+    "Counters",
+    "TrainingState",
+    "begin_again",
+    "new_state",
+    "restore",
+    "state_content",
+    "state_parts",
+]
 
 
 Parts = dict[str, dict[str, Tensor]]
@@ -38,6 +46,8 @@ class Counters:
 class TrainingState:
     """Weights, averaged weights, optimizer, the number of optimizer steps done, and counters.
 
+    Also the sums that the next line of metrics is made of.
+
     Nothing random is in it: every draw is a function of (seed, stream, sample number).
     """
 
@@ -47,6 +57,7 @@ class TrainingState:
     step: int
     trained_on: dict[str, str] = field(default_factory=dict)  # what its codec and its data are
     counters: Counters = field(default_factory=Counters)
+    window: dict[str, Tensor] = field(default_factory=dict)
 
 
 def new_state(config: RunConfig, device: torch.device) -> TrainingState:
@@ -58,7 +69,10 @@ def new_state(config: RunConfig, device: torch.device) -> TrainingState:
 
 
 def state_parts(state: TrainingState) -> Parts:
-    """The tensors of the state as the parts of a checkpoint: `model`, `ema` and `optimizer`."""
+    """The tensors of the state as the parts of a checkpoint.
+
+    They are `model`, `ema`, `optimizer` and `window`.
+    """
     moments = {
         f"{name}/{key}": value
         for name, parameter in state.model.named_parameters()
@@ -68,6 +82,7 @@ def state_parts(state: TrainingState) -> Parts:
         "model": state.model.state_dict(),
         "ema": state.average.state_dict(),
         "optimizer": moments,
+        "window": state.window,
     }
 
 
@@ -113,6 +128,19 @@ def restore(state: TrainingState, checkpoint: Path, manifest: Manifest) -> None:
         device = parameters[name].device
         state.optimizer.state[parameters[name]] = {k: v.to(device) for k, v in own.items()}
     state.step, state.counters = manifest.step, _counters(manifest, checkpoint)
+    device = next(state.model.parameters()).device
+    sums = read_part(checkpoint, "window") if "window" in manifest.tensors else {}
+    state.window = {name: value.to(device) for name, value in sums.items()}
+
+
+def begin_again(state: TrainingState, config: RunConfig) -> None:
+    """Make `state` that before the first step."""
+    device = next(state.model.parameters()).device
+    fresh = new_state(config, device)
+    state.model.load_state_dict(fresh.model.state_dict())
+    state.average.load_state_dict(fresh.average.state_dict())
+    state.optimizer.state.clear()
+    state.step, state.counters, state.window = 0, Counters(), {}
 
 
 def _counters(manifest: Manifest, checkpoint: Path) -> Counters:
