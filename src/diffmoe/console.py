@@ -169,7 +169,7 @@ def preset_lines() -> list[str]:
 def selftest_lines(found: "SelfTest") -> list[str]:
     """The machine, what was tried on it, and how often each promise held."""
     about = {**found.machine, "seed": str(found.seed)}
-    width = max(len(outcome.name) for outcome in found.outcomes)
+    width = max(map(len, [*about, *(outcome.name for outcome in found.outcomes)]))
     rows = [
         f"{each.name:<{width}}  {each.tried:>5}  {each.held:>5}  "
         + (f"not tried: {each.not_tried}" if each.not_tried else each.seen)

@@ -138,6 +138,13 @@ TYPED: list[tuple[str, int, str]] = [
     ("train dit-s-flow --data.path nowhere", 2, "data.path does not exist — "),
     ("train dit-s-flow --data.path file", 2, "data.path is a file and no archive — "),
     # samples that cannot be
+    ("sample run --labels 3 --labels 7", 2, "--labels is given 2 times — give it once, with all"),
+    ("selftest --only order --only=flock", 2, "--only is given 2 times — give it once, with all"),
+    ("selftest --only ?", 2, "there is no drill '?' — there are renames, "),
+    ("selftest --out nowhere/at/all.json", 2, "there is no folder to write the figures in"),
+    ("selftest --out run", 2, "the figures cannot be written over what is no file — run — name"),
+    ("selftest --out /dev/null", 2, "the figures cannot be written over what is no file"),
+    ("selftest --out /proc/figures.json", 5, "nothing can be written here"),
     ("sample run --labels 10", 2, "label 10 is the null class of guidance, not a class — use"),
     ("sample run --labels 3 11", 2, "label 11 is out of range — the model has classes 0..9"),
     ("sample run --labels -1", 2, "label -1 is out of range"),
@@ -291,6 +298,14 @@ SEVERAL: list[tuple[str, list[str]]] = [
         ],
     ),
     (
+        "--max-time 90 --training.global-batch 0 --zzz 3",
+        [
+            "unknown flag --zzz",
+            "training.global_batch 0 is not in [1, 1000000]",
+            "--max-time 90 is no time — say 90m",
+        ],
+    ),
+    (
         "--sampling.sampler eular --sampling.rtol 0.1 --sampling.steps 0",
         ["--sampling.sampler takes euler", "sampling.steps 0 is not in [1, 1000000]"],
     ),
@@ -320,7 +335,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(
     )
     head, *rest = lines("train run --quiet", capsys)
     assert head.startswith(
-        "diffmoe: error: the config cannot be read, 2 mistakes — run/config.yaml"
+        "diffmoe: error: the config cannot be read, 2 mistakes — run/config.yaml — correct it, or"
     )
     assert rest == [
         "  unknown key model.widht, did you mean model.width?",
@@ -366,9 +381,14 @@ def unsign(home: Path) -> str:
     return "report run --count 4"
 
 
-def empty_run(home: Path) -> str:
+def robbed_run(home: Path) -> str:
     shutil.rmtree(home / "run" / "checkpoints")
     return "sample run --labels 3"
+
+
+def empty_run(home: Path) -> str:
+    (home / "run" / "saved.json").unlink()
+    return robbed_run(home)
 
 
 def deeper(home: Path) -> str:
@@ -457,9 +477,10 @@ DAMAGED: list[tuple[Callable[[Path], str], int, str]] = [
     (truncate, 5, "none of the 2 checkpoints can be read — run/checkpoints"),
     (unsign, 5, "none of the 2 checkpoints can be read"),
     (empty_run, 5, "the run has no checkpoint yet — run — diffmoe train run"),
+    (robbed_run, 5, "the run saved a checkpoint of step 4 and has none now — run — restore its"),
     (deeper, 5, "belongs to another model: model.depth is 2 there and 4"),
     (misspell, 2, "unknown key model.widht, did you mean model.width? — run/config.yaml"),
-    (garble, 2, "the config is no YAML — run/config.yaml"),
+    (garble, 2, "in line 1) — run/config.yaml — correct it"),
     (cut_off, 5, "cut.pt"),
     (of_another_preset, 2, "diffmoe-s-e16-flow|width|preset"),
     (without_heads, 2, "heads"),

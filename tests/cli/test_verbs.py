@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from checkpoint.released_model import KINDS, ReleasedModel, randomized
+from diffmoe.arguments.times import duration
 from diffmoe.checkpoint import load
 from diffmoe.cli import main
 from diffmoe.cli.verbs import VERBS
-from diffmoe.cli.words import duration
 from diffmoe.config import DDPMConfig, FlowConfig, read_config, to_yaml
 from diffmoe.console import program
 from diffmoe.errors import ConfigError
@@ -316,7 +316,7 @@ def test_sigterm_ends_a_verb_as_an_interruption_does(
 
     monkeypatch.setitem(VERBS, "presets", (told, "", ""))
     assert main(["presets"]) == 75
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("diffmoe: interrupted — ")  # no error: it was asked
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -329,6 +329,9 @@ def test_sigterm_ends_a_verb_as_an_interruption_does(
         ("1d", 86400),
         ("01:30:05", 5405),
         ("100:00:00", 360000),
+        ("1:05:00", 3900),
+        ("1-00:00:00", 86400),
+        ("2-12:00:05", 216005),
     ],
 )
 def test_a_time_is_understood(word: str, seconds: float) -> None:
@@ -336,7 +339,8 @@ def test_a_time_is_understood(word: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["", "90", "m", "-3m", "1h30m", "1:30", "00:70:00", "1e3s", "nan", "٣m"]
+    "word",
+    ["", "90", "m", "-3m", "1h30m", "1:30", "00:70:00", "0:0:3", "1-2", "-01:00:00", "nan", "٣m"],
 )
 def test_a_time_that_is_none_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="is no time — say 90m"):
@@ -349,5 +353,8 @@ def test_a_run_stops_at_the_end_of_its_time_and_goes_on(
     words = ["train", "digits-diffmoe", *QUICK, "--run", str(tmp_path / "run")]
     assert main([*words, "--max-time", "0s"]) == 75
     said = capsys.readouterr().err
-    assert f"stopped at the end of its time after step 1, saved — {tmp_path / 'run'}" in said
+    where = tmp_path / "run"
+    assert said.startswith(
+        f"diffmoe: stopped at the end of its time after step 1, saved — {where} — go on with: "
+    )
     assert main(["train", str(tmp_path / "run"), "--quiet"]) == 0

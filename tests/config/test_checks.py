@@ -107,6 +107,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints")
         for value in (0, 10**12)
     ],
+    ({"loop.keep_every": 3}, "loop.keep_every 3 is not a multiple of", "use 2 or 4: only"),
+    ({"loop.keep_every": 1}, "loop.keep_every 1 is not a multiple of", "use 2: only"),
+    ({"loop.spike_sigma": 0.0}, "loop.spike_sigma 0.0 is not positive", "a number above 0"),
     ({"machine.workers": -1}, "machine.workers -1", "[0, 1024]"),
     ({"machine.workers": 10**9}, "machine.workers 1000000000", "[0, 1024]"),
     # codec

@@ -326,17 +326,19 @@ def test_a_text_that_is_no_config_is_refused(content: Any) -> None:
 
 
 TRAPS = [
-    ("a: [", "no YAML"),
-    ("\0", "no YAML"),
-    ("a: 2001-99-99", "no YAML"),
-    (f"a: {'9' * 5000}", "no YAML"),
-    ("? [a]\n: b", "no YAML"),
+    ("a: [", "expected the node content, but found '<stream end>' in line 1"),
+    ("b: 1\na: b: 2", "mapping values are not allowed here in line 2"),
+    ("b: 1\n\ta: 2", "found character '\\t' that cannot start any token in line 2"),
+    ("\0", "no YAML (a character that no text has)"),
+    ("b: 1\na: 2001-99-99", "a value that cannot be in line 2"),
+    (f"b:\n  a: {'9' * 5000}", "a value that cannot be in line 2"),
+    ("b: 1\n? [a]\n: b", "found unhashable key in line 2"),
     ("a: &x [*x]\nb: c: d", "alias *x in line 1: write the value out"),
     ("a: &x 1\nb: *x", "alias *x in line 2"),
     ("!!python/object/apply:os.system ['true']", "tag tag:yaml.org,2002:python/object/apply"),
     ("a: !!binary aGk=", "tag tag:yaml.org,2002:binary in line 1: write the plain value"),
     ("[" * 100, "more than 16 levels in line 1"),
-    ("a: 1\na: 2", "key 'a' stands twice"),
+    ("a: 1\na: 2", "key 'a' stands twice in line 2"),
     (f"a: {'x' * 2**18}", "it has more than 262144 bytes"),
 ]
 
@@ -347,7 +349,7 @@ def test_a_file_that_is_no_plain_yaml_is_refused(text: str, said: str, tmp_path:
     path.write_text(text)
     with pytest.raises(ConfigError, match="the config is no YAML") as caught:
         read_config(path)
-    assert said in str(caught.value) and str(caught.value).endswith(f" — {path}")
+    assert said in str(caught.value) and str(caught.value).endswith(f" — {path} — correct it")
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -407,8 +409,10 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="no YAML"):
+    path.write_bytes(b"a: 1\nb: \xff\xfe\x00")
+    with pytest.raises(
+        ConfigError, match=r"no YAML \(what is no text in line 2\) — .* — correct it"
+    ):
         read_config(path)
 
 

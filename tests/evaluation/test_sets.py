@@ -11,19 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from diffmoe.data import DigitsSource
+from diffmoe.config import FolderData
+from diffmoe.data import DigitsSource, open_source
 from diffmoe.errors import ConfigError, DataError
 from diffmoe.evaluation import (
     Moments,
     NpzSet,
     Reference,
     SourceSet,
+    images_of,
     open_images,
     open_reference,
     read_images,
     record_of,
     write_statistics,
 )
+from runs import run_config
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
@@ -185,6 +188,28 @@ def test_training_data_are_seen_as_the_model_saw_them() -> None:
     assert notes.grey and pixels.shape == (3, 8, 8) and len(found) == 1797
     expected = ((source.images[3] + 1) * 127.5).round()
     assert torch.equal(pixels[1].float(), expected[0])
+
+
+def test_damaged_training_data_are_left_out_where_asked_and_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("L", (8, 8), number).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "a" / "1.png").write_bytes(b"no image")
+    source = open_source(run_config(data=FolderData(path=tmp_path), model__num_classes=2))
+    strict, lenient = images_of(source, "data"), images_of(source, "data", skips_damaged=True)
+    assert (len(strict), len(lenient)) == (6, 5) and lenient.labels is not None
+    assert lenient.labels.tolist() == [0, 0, 1, 1, 1]
+    shades = [int(lenient.read(n)[0].max()) for n in range(5)]
+    assert shades == [0, 2, 0, 1, 2]
+    assert lenient.place == "data (1 damaged left out)"
+    assert lenient.fingerprint != strict.fingerprint
+    with pytest.raises(DataError):
+        strict.read(1)
+    for damaged in list(tmp_path.glob("*/*.png"))[1:]:
+        damaged.write_bytes(b"no image")
+    with pytest.raises(DataError, match="of 6 images can be read, too few"):
+        images_of(source, "data", skips_damaged=True)
 
 
 def statistics(width: int = 2048, spatial: int = 2023) -> dict[str, np.ndarray]:

@@ -598,7 +598,7 @@ def test_an_interrupted_command_tells_what_is_kept(
     said = capsys.readouterr().err.splitlines()
     place = tmp_path / "cache.parts"
     assert said == [
-        "diffmoe: error: interrupted: 16 of 50 images are encoded — "
+        "diffmoe: interrupted: 16 of 50 images are encoded — "
         f"{place} — the same command goes on from there"
     ]
     assert main(command) == 0

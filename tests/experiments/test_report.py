@@ -97,6 +97,31 @@ def test_an_image_that_goes_bad_while_it_is_read_is_a_reason(tmp_path: Path) -> 
     assert scores is None and why.startswith("image 3 cannot be read")
 
 
+def test_damaged_images_that_training_went_past_are_left_out_of_the_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = pictures(tmp_path / "sound", 7)
+    (sound / "0" / "3.png").unlink()
+    folder = pictures(tmp_path / "pictures", 7)
+    damaged(folder)
+    lenient = FolderData(path=folder, on_bad_sample="replace", max_bad_share=0.2)
+    train(run_config(data=lenient, model__num_classes=2), tmp_path / "run", progress=False)
+    _, page, record = told(tmp_path / "run", capsys)
+    assert record["unscored"] == "" and record["scores"]["left_out"] == 1
+    assert "training images left out" in page
+    listed = len((tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines())
+    assert listed == 1 and "damaged samples" in page and "bad_samples.jsonl" in page
+    images, labels = torch.zeros(4, 1, 8, 8).byte(), torch.arange(4) % 2
+    found = []
+    for data in (lenient, FolderData(path=sound)):
+        scores, _ = score_samples(
+            Reference.of(run_config(data=data, model__num_classes=2)), images, labels
+        )
+        assert scores is not None
+        found.append(scores)
+    assert found[0] == replace(found[1], left_out=1)  # of the sound ones alone, with their classes
+
+
 def test_data_that_changed_since_the_training_score_nothing_and_name_no_class(
     tmp_path: Path,
 ) -> None:

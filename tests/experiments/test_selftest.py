@@ -91,6 +91,9 @@ def test_promises_hold_here_and_the_folder_is_as_it_was(
     assert all(each["tried"] == each["held"] > 0 for each in told["outcomes"])
     assert told["machine"]["file system"] and told["machine"]["versions"]
     said = capsys.readouterr().out
+    about = said.splitlines()[: said.splitlines().index("")]
+    values = [*told["machine"].values(), str(told["seed"])]
+    assert len({line.index(each) for line, each in zip(about, values, strict=True)}) == 1, about
     assert "tried   held  what was seen" in said and f"{len(drills)} of {len(drills)} prom" in said
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "figures.json"}
     assert place.read_text() == "untouched"
@@ -137,11 +140,49 @@ def test_a_lock_that_a_file_system_has_not_is_not_tried(tmp_path: Path, monkeypa
 
 
 def test_names_and_folders_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no drill 'sginals' — did you mean signals"):
+    with pytest.raises(ConfigError, match=r"no drill 'sginals' — did you mean signals\? there are"):
         self_test(tmp_path, only=["sginals"], progress=False)
     with pytest.raises(ConfigError, match="there is no such folder"):
         self_test(tmp_path / "nowhere", progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_without_a_place_are_refused_before_a_drill(
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "_performed", None)  # no drill may be begun
+    words = ["selftest", "--folder", str(tmp_path), "--only", "order", "--quiet", "--out"]
+    for place in (tmp_path / "none" / "f.json", tmp_path, Path("/dev/null"), Path("/proc/f")):
+        assert main([*words, str(place)]) in (2, 5)
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+def test_the_table_is_printed_though_the_figures_cannot_be_kept(
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(run, "write_text", full)
+    words = ["selftest", "--folder", str(tmp_path), "--only", "order", "--quiet", "--out"]
+    assert main([*words, str(tmp_path / "f.json")]) == 5
+    found = capsys.readouterr()
+    assert "1 of 1 promises held" in found.out and "the disk is full" in found.err
+
+
+def test_a_closed_folder_that_root_may_write_is_told_as_left_out(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    found = performed("unwritable", tmp_path)
+    assert found.tried == found.held == 2 and "a closed folder is left out" in found.seen
+
+
+def test_strict_trials_count_one_by_one(tmp_path: Path) -> None:
+    found = performed("strict-sampling", tmp_path)
+    if not found.not_tried:
+        assert found.held == found.tried > 100
+        assert found.seen == f"{found.tried} x held bit for bit"
 
 
 def test_an_interrupted_self_test_leaves_nothing(tmp_path: Path) -> None:

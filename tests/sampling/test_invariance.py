@@ -303,6 +303,14 @@ def refusals(*precisions: str) -> list[str]:
     return found
 
 
+def test_a_model_in_float64_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(64)
+    network = trained.network(run).double()
+    monkeypatch.setenv("DIFFMOE_STRICT", "1")
+    with pytest.raises(ConfigError, match="float32 or bfloat16, not in float64 — cast"):
+        generate(network, run, [1], [0])
+
+
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="another BLAS")
 def test_what_does_not_hold_is_refused_before_an_image_is_drawn() -> None:
     """This mode of MKL has other sums for other numbers of rows."""

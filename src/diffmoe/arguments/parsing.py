@@ -56,7 +56,8 @@ def parse(record: type[Record], default: Record, words: Sequence[str], prog: str
         left, dropped = without, [*dropped, flag]
     parsed, unknown = made
     told += [*_another_kind(unknown, default, prog), *_unknown(unknown, default, prog)]
-    told += [*_nothing(parsed, left, prog), *map(ConfigError, found.mistakes)]
+    told += [*_nothing(parsed, left, prog), *_again(parsed, left)]
+    told += map(ConfigError, found.mistakes)
     if told:
         raise _several(told, prog)
     return parsed
@@ -144,6 +145,18 @@ def _nothing(found: Any, words: Sequence[str], prog: str) -> Iterator[ConfigErro
             yield ConfigError(
                 f"{flag} was given no value",
                 remedy=f"give one or more, or leave it out; see {prog} --help",
+            )
+
+
+def _again(found: Any, words: Sequence[str]) -> Iterator[ConfigError]:
+    """Flags of several values that stand twice: only what the last one says would count."""
+    said = [word.partition("=")[0].replace("_", "-") for word in words]
+    for entry in fields(found):
+        flag = f"--{entry.name.replace('_', '-')}"
+        if isinstance(getattr(found, entry.name), tuple) and said.count(flag) > 1:
+            yield ConfigError(
+                f"{flag} is given {said.count(flag)} times",
+                remedy="give it once, with all its values behind it",
             )
 
 

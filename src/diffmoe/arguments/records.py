@@ -1,12 +1,15 @@
 """The words of each verb as records: a field is a flag, its default the flag's."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from diffmoe.config import SD_VAE, Level, RunConfig, SamplingConfig
+from diffmoe.arguments.times import duration
+from diffmoe.config import SD_VAE, Checked, Level, RunConfig, SamplingConfig
+from diffmoe.errors import ConfigError
 
 __all__ = [
     "FLAT",
@@ -28,15 +31,28 @@ FLAT = tyro.conf.arg(name="")  # of a record whose fields are flags without its 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand:
+class TrainCommand(Checked):
     """Train a preset into a run folder, or go on with the run that is there."""
 
+    group: ClassVar[str] = "train"
     config: Annotated[RunConfig, FLAT]
     run: Path  # the run folder
-    max_time: str | None = None  # then save and stop: 90m, 3.5h, 1d or HH:MM:SS; None = no limit
+    max_time: str | None = None  # then save, stop: 90m, 3.5h, HH:MM:SS, D-HH:MM:SS; None = no limit
     accept_new_data: bool = False  # go on though the data are not those the run began with
     dry_run: bool = False  # print the resolved config, parameters and memory, and stop
     quiet: bool = False  # no progress bar
+
+    def ranges(self) -> Iterator[ConfigError]:
+        """The time is one."""
+        try:
+            self.max_seconds  # noqa: B018 - only whether it can be read
+        except ConfigError as error:
+            yield error
+
+    @property
+    def max_seconds(self) -> float | None:
+        """What `max_time` says, None for no limit; ConfigError where it is no time."""
+        return None if self.max_time is None else duration(self.max_time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +223,7 @@ class SelftestCommand:
     """
 
     folder: Path = Path()  # on the file system to be tried: where runs will lie
-    only: tuple[str, ...] = ()  # drills, by the names in the table; none = all
+    only: tuple[str, ...] = ()  # drills, by the names that `--only ?` lists; none = all
     seed: int = 0  # of what is random in the faults
     out: Path | None = None  # JSON file to keep the figures in; None = none
     quiet: bool = False  # no progress bar

@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from diffmoe.cli.verbs import VERBS, verb
 from diffmoe.console import sentence, usage, versions
-from diffmoe.errors import DiffMoEError, ExitCode, StoppedError
+from diffmoe.errors import AbandonedWriteError, DiffMoEError, ExitCode, StoppedError
 
 __all__ = ["main"]
 
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _leave_quietly()
     except OSError as error:
         return _fail(error, ExitCode.STORAGE, debug)
+    except AbandonedWriteError:
+        _leave_the_writer()
     except KeyboardInterrupt:
         stopped = StoppedError(
             "interrupted", remedy="no half-written file is left; give the same command again"
@@ -82,6 +85,18 @@ def _modes_of_one_verb() -> Iterator[None]:
         os.environ.update(before)
 
 
+def _leave_the_writer() -> NoReturn:
+    """End the process at once: Python's own end would stop the thread that writes in mid-air."""
+    print(
+        "diffmoe: interrupted while a checkpoint was being written — the same command goes on from"
+        " the one before it",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.stdout.flush()
+    os._exit(ExitCode.RESUMABLE)
+
+
 def _leave_quietly() -> ExitCode:
     """The exit code when nobody reads the output: whoever closed it, `head` say, knows why."""
     with contextlib.suppress(OSError, ValueError):
@@ -92,5 +107,6 @@ def _leave_quietly() -> ExitCode:
 def _fail(error: Exception, code: ExitCode, debug: bool) -> int:
     if debug:
         raise error
-    print(f"diffmoe: error: {sentence(error)}", file=sys.stderr)
+    kind = "" if code == ExitCode.RESUMABLE else "error: "  # a stop that was asked for is none
+    print(f"diffmoe: {kind}{sentence(error)}", file=sys.stderr)
     return code

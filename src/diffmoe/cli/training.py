@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from diffmoe.arguments import DemoCommand, TrainCommand, parse
-from diffmoe.cli.words import config_of, duration, first, refuse_nameless
+from diffmoe.cli.words import config_of, first, refuse_nameless
 from diffmoe.config import nearest, to_yaml
 from diffmoe.console import needs_lines, program, report_lines
 from diffmoe.errors import ConfigError, DiffMoEError
@@ -40,7 +40,6 @@ def train(words: list[str]) -> None:
     default = _preset_or_run(name)
     command = parse(TrainCommand, default, rest, f"diffmoe train {name}")
     refuse_nameless(rest)
-    seconds = None if command.max_time is None else duration(command.max_time)
     if command.dry_run:
         from diffmoe.experiments import needs
 
@@ -56,7 +55,7 @@ def train(words: list[str]) -> None:
         command.config,
         command.run,
         progress=not command.quiet,
-        max_seconds=seconds,
+        max_seconds=command.max_seconds,
         accept_new_data=command.accept_new_data,
     )
     print(f"trained {command.config.loop.steps} steps: {command.run}")

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from diffmoe.arguments import parse
 from diffmoe.config import RunConfig, read_config
 from diffmoe.errors import ConfigError, ExitCode, NoRunError
 
-__all__ = ["config_of", "duration", "first", "of_run", "refuse_nameless", "set_mode"]
+__all__ = ["config_of", "first", "of_run", "refuse_nameless", "set_mode"]
 
 
 def first(words: list[str], verb: str, wanted: str, record: type) -> tuple[str, list[str]]:
@@ -51,18 +50,6 @@ def of_run(verb: str, record: type, words: list[str]) -> tuple[str, Any, dict[st
         "progress": not command.quiet,
     }
     return name, command, shared
-
-
-def duration(word: str) -> float:
-    """The seconds that a word such as 90m or 01:30:00 says; raises ConfigError for another."""
-    parts = re.fullmatch(r"([0-9]+):([0-5][0-9]):([0-5][0-9])", word)
-    if parts:
-        hours, minutes, seconds = map(int, parts.groups())
-        return 3600 * hours + 60 * minutes + seconds
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", word)
-    if found is None:
-        raise ConfigError(f"--max-time {word} is no time", remedy="say 90m, 3.5h, 1d or 01:30:00")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def set_mode(strict: bool) -> None:

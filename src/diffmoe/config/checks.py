@@ -115,7 +115,9 @@ def positive(record: Checked, *names: str) -> Iterator[ConfigError]:
     """The named fields that are no finite numbers above 0."""
     for name, value in _values(record, names):
         if not 0 < value < math.inf:
-            yield ConfigError(f"{name} {value} is not positive and finite")
+            yield ConfigError(
+                f"{name} {value} is not positive and finite", remedy="use a number above 0"
+            )
 
 
 def at_least(low: int, record: Checked, *names: str) -> Iterator[ConfigError]:

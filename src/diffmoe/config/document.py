@@ -28,9 +28,16 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key, deep=deep)
             if isinstance(name, Hashable) and name in seen:
-                raise _Refused(f"key {name!r:.60} stands twice")
+                raise _Refused(f"key {name!r:.60} stands twice in line {key.start_mark.line + 1}")
             seen |= {name} if isinstance(name, Hashable) else set()
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # dates and numbers that cannot be
+            line = node.start_mark.line + 1
+            raise _Refused(f"a value that cannot be in line {line}") from error
 
 
 class _Dumper(yaml.SafeDumper):
@@ -59,9 +66,24 @@ def read_document(path: Path) -> Any:
         return _Loader(text).get_single_data()
     except OSError as error:
         raise StorageError(f"cannot read the config ({error.strerror})", where=str(path)) from error
-    except (yaml.YAMLError, ValueError) as error:  # dates and numbers that cannot be
-        why = f" ({error})" if isinstance(error, _Refused) else ""
-        raise ConfigError(f"the config is no YAML{why}", where=str(path)) from error
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text
+        raise ConfigError(
+            f"the config is no YAML ({_reason(error)})", where=str(path), remedy="correct it"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a text cannot be read, and in which line, as far as that is known."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        place = f" in line {mark.line + 1}" if mark else ""
+        return f"{' '.join((error.problem or 'it cannot be read').split())}{place}"
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return f"what is no text in line {line}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return "a character that no text has"
+    return str(error)
 
 
 def _text(path: Path) -> str:

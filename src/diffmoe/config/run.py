@@ -131,6 +131,16 @@ class LoopConfig(Checked):
         yield from within(0, 10**6, self, "rewinds")
         yield from positive(self, "spike_sigma")
 
+    def relations(self) -> Iterator[ConfigError]:
+        """What is to be kept for good is saved at all."""
+        kept, saved = self.keep_every, self.checkpoint_every
+        if kept is not None and kept % saved:
+            legal = " or ".join(str(n * saved) for n in (kept // saved, kept // saved + 1) if n)
+            yield ConfigError(
+                f"loop.keep_every {kept} is not a multiple of loop.checkpoint_every {saved}",
+                remedy=f"use {legal}: only checkpoints can be kept",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig(Checked):

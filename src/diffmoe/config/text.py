@@ -156,7 +156,7 @@ def from_dict(content: Any, *, where: str) -> RunConfig:
             told,
             "the config cannot be read",
             where=where,
-            remedy="restore the file or start a new run",
+            remedy="correct it, or restore the file, or start a new run",
         )
     return config
 

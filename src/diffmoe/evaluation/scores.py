@@ -103,6 +103,7 @@ class Scores:
     nearest_median: float  # of samples to real images, rms in [-1, 1]
     nearest_median_real: float  # of real images to each other
     copies: float  # share of samples as near to a real image as the nearest 1 % of real ones
+    left_out: int = 0  # real images that are damaged, and were not compared with
 
     @property
     def caution(self) -> str:

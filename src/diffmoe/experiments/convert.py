@@ -155,5 +155,6 @@ def _export(source: Path, target: Path) -> Converted:
     refuse_foreign(manifest, config, path)
     file = ReleasedFile.of(read_part(path, "model"), read_part(path, "ema"), config)
     write_released(target, file.model, file.ema)
-    others = (part for part in manifest.tensors if part not in ("model", "ema"))
+    # The sums of the next line of metrics are no part of a model.
+    others = (part for part in manifest.tensors if part not in ("model", "ema", "window"))
     return Converted(target, len(file.model) + len(file.ema), (*others, *file.dropped))

@@ -83,7 +83,8 @@ def describe(run: LoadedRun) -> str:
 
 
 def _score_rows(scores: Scores) -> list[tuple[str, str, str]]:
-    known = scores.held_out_accuracy
+    known, left_out = scores.held_out_accuracy, scores.left_out
+    skipped = ("training images left out", str(left_out), "of the scores, as they are damaged")
     accuracy = "an unknown share" if known is None else f"{known:.1%}"
     return [
         (
@@ -104,6 +105,7 @@ def _score_rows(scores: Scores) -> list[tuple[str, str, str]]:
             f"rms, median; real images lie {scores.nearest_median_real:.3f} apart;"
             f" {scores.copies:.1%} of samples are nearer than 99 % of real pairs",
         ),
+        *([skipped] if left_out else []),
     ]
 
 
@@ -132,6 +134,8 @@ def _capacity_rows(run: LoadedRun, trace: CapacityTrace) -> list[tuple[str, str,
 def _incident_rows(run: LoadedRun) -> list[tuple[str, str, str]]:
     """What went wrong in the training, where something did."""
     folder, met = run.folder, run.state
+    damaged = folder.bad_samples
+    listed = damaged.read_bytes().count(b"\n") if damaged.is_file() else 0
     incidents = (
         (
             "steps skipped",
@@ -140,5 +144,6 @@ def _incident_rows(run: LoadedRun) -> list[tuple[str, str, str]]:
         ),
         ("spikes", met.get("spikes", 0), f"losses far above the usual, in {folder.spikes.name}"),
         ("rewinds", met.get("rewinds", 0), "to a checkpoint, past data that were not finite"),
+        ("damaged samples", listed, f"others stood for them; they are listed in {damaged.name}"),
     )
     return [(name, f"{count:.0f}", meaning) for name, count, meaning in incidents if count]

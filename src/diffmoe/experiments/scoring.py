@@ -1,17 +1,18 @@
 """The training images of a run as what its samples are scored against, where they are at hand."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
-from diffmoe.config import PixelCodec, RunConfig
+from diffmoe.config import FolderData, PixelCodec, RunConfig
 from diffmoe.data import Source, open_source
-from diffmoe.errors import DiffMoEError
+from diffmoe.errors import DataError, DiffMoEError
 from diffmoe.evaluation import Scores, score
 
-__all__ = ["Reference", "score_samples"]
+__all__ = ["Reference", "score_samples", "skips_damaged"]
 
 _CHANGED = (
     "the data are not those of the training any more: {} then, {} now — restore them to score"
@@ -27,6 +28,7 @@ class Reference:
     source: Source | None
     unscored: str  # a sentence; empty if samples can be scored
     kept: tuple[str, ...] = ()  # names of the classes that the run keeps itself
+    skips: bool = False  # whether damaged images are left out, as the training did
 
     @classmethod
     def of(
@@ -45,12 +47,17 @@ class Reference:
             return cls(None, str(error), kept)
         if trained_on not in (None, found):
             return cls(None, _CHANGED.format(trained_on, found), kept)
-        return cls(source, _unscorable(config, source), kept)
+        return cls(source, _unscorable(config, source), kept, skips_damaged(config))
 
     def names(self, classes: int) -> list[str]:
         """The name of each class, its number where neither data nor run have one."""
         known = list(self.kept if self.source is None else self.source.class_names)
         return known + [str(label) for label in range(len(known), classes)]
+
+
+def skips_damaged(config: RunConfig) -> bool:
+    """Whether a run was trained past its damaged samples, others in their places."""
+    return isinstance(config.data, FolderData) and config.data.on_bad_sample == "replace"
 
 
 def _unscorable(config: RunConfig, source: Source) -> str:
@@ -70,7 +77,21 @@ def score_samples(
     if source is None or reference.unscored:
         return None, reference.unscored
     try:
-        real = torch.stack([source.load(index, flip=False) for index in range(len(source))])
-        return score(images.float() / 127.5 - 1, labels, real, source.labels), ""
+        found = dict(_readable(source, reference.skips))
+        if not found:
+            return None, "all training images are damaged"
+        real, own = torch.stack([*found.values()]), source.labels[[*found]]
+        scores = score(images.float() / 127.5 - 1, labels, real, own)
+        return replace(scores, left_out=len(source) - len(found)), ""
     except DiffMoEError as error:
         return None, str(error)
+
+
+def _readable(source: Source, skips: bool) -> Iterator[tuple[int, Tensor]]:
+    """The images by their numbers; raises DataError at a damaged one, or `skips` it."""
+    for index in range(len(source)):
+        try:
+            yield index, source.load(index, flip=False)
+        except DataError:
+            if not skips:
+                raise

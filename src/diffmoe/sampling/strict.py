@@ -74,6 +74,14 @@ def _refuse_device(device: torch.device) -> None:
         )
 
 
+def _refuse_double(model: DiT) -> None:
+    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        raise ConfigError(
+            "strict sampling is for models in float32 or bfloat16, not in float64",
+            remedy="cast the model with .float(), or leave strict out",
+        )
+
+
 _TRIED: weakref.WeakKeyDictionary[DiT, set[object]] = weakref.WeakKeyDictionary()
 
 
@@ -88,6 +96,7 @@ def refuse_unsteady(
     if not is_strict():
         return
     _refuse_device(model.positions.device)
+    _refuse_double(model)
     if settings.selection == "pool" or settings.shared_step:
         return
     way = (settings.selection, settings.policy, settings.max_capacity, settings.precision)

@@ -21,7 +21,15 @@ from diffmoe.errors import ConfigError, DataError
 from diffmoe.evaluation.sets.npz import NpzSet
 from diffmoe.randomness import permutation
 
-__all__ = ["ImageSet", "PictureSet", "SomeImages", "SourceSet", "images_of", "open_images", "some"]
+__all__ = [
+    "ImageSet",
+    "PictureSet",
+    "SomeImages",
+    "SourceSet",
+    "images_of",
+    "open_images",
+    "some",
+]
 
 _COLOURS = 3
 _AS_IT_IS = Notes(grey=False, alpha=False, converted=False)
@@ -109,11 +117,11 @@ class SourceSet:
         return pixels.expand(3, -1, -1).contiguous(), _GREY if len(pixels) == 1 else _AS_IT_IS
 
 
-class SomeImages:
-    """Some images of a set, in its order, drawn by a seed: files often lie class by class."""
+class _Part:
+    """The images of a set that have the numbers."""
 
-    def __init__(self, images: ImageSet, count: int) -> None:
-        self._images, self._numbers = images, some(len(images), count)
+    def __init__(self, images: ImageSet, numbers: list[int]) -> None:
+        self._images, self._numbers = images, numbers
         self.labels = None if images.labels is None else images.labels[self._numbers]
         self.class_names, self.place = images.class_names, images.place
 
@@ -134,6 +142,29 @@ class SomeImages:
         return self._images.read(self._numbers[index])
 
 
+class SomeImages(_Part):
+    """Some images of a set, in its order, drawn by a seed: files often lie class by class."""
+
+    def __init__(self, images: ImageSet, count: int) -> None:
+        super().__init__(images, some(len(images), count))
+
+
+class _SoundImages(_Part):
+    """The images of a set that can be read; all are read once to know, and the place says it."""
+
+    def __init__(self, images: ImageSet) -> None:
+        super().__init__(images, [n for n in range(len(images)) if _is_sound(images, n)])
+        self.place = f"{images.place} ({len(images) - len(self)} damaged left out)"
+
+
+def _is_sound(images: ImageSet, index: int) -> bool:
+    try:
+        images.read(index)
+    except DataError:
+        return False
+    return True
+
+
 def some(count: int, most: int) -> list[int]:
     """The numbers of at most `most` of `count` images, drawn by a seed, in their order.
 
@@ -142,8 +173,25 @@ def some(count: int, most: int) -> list[int]:
     return sorted(permutation(0, "some images", count)[:most].tolist())
 
 
-def images_of(source: Source, place: str) -> ImageSet:
-    """The images a run was trained on; raises ConfigError if it was trained on latents."""
+def images_of(source: Source, place: str, skips_damaged: bool = False) -> ImageSet:
+    """The images a run was trained on, or those of them that can be read.
+
+    Raises ConfigError if it was trained on latents, DataError if nearly none can be read.
+    """
+    found = _trained_on(source, place)
+    if not skips_damaged:
+        return found
+    sound = _SoundImages(found)
+    if len(sound) < 2:
+        raise DataError(
+            f"{len(sound)} of {len(found)} images can be read, too few to evaluate",
+            where=place,
+            remedy="restore them, or give --reference",
+        )
+    return sound if len(sound) < len(found) else found
+
+
+def _trained_on(source: Source, place: str) -> ImageSet:
     if source.encoded or isinstance(source, CacheSource):
         raise ConfigError(
             "the run was trained on latents, which are no images to compare with",

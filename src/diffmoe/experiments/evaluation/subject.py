@@ -27,6 +27,7 @@ from diffmoe.evaluation import (
 )
 from diffmoe.experiments.requests import request, trained_classes
 from diffmoe.experiments.samples import sample
+from diffmoe.experiments.scoring import skips_damaged
 from diffmoe.sampling import is_as_recorded
 
 __all__ = ["NetworkName", "Samples", "choose", "load_network", "reference_of", "samples_of"]
@@ -93,7 +94,8 @@ def reference_of(
     source = open_source(config)
     _refuse_changed(path, source)
     where = str(getattr(config.data, "path", None) or config.data.kind)
-    return _sized(Reference(where, images_of(source, where)))
+    images = images_of(source, where, skips_damaged(config))
+    return _sized(Reference(images.place, images))
 
 
 def _refuse_changed(path: Path, source: Source) -> None:

@@ -8,7 +8,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from diffmoe.experiments.selftest.outcome import Drill, Outcome, tallied
 from diffmoe.experiments.selftest.resuming import RESUMING
 from diffmoe.experiments.selftest.storage import STORAGE
 from diffmoe.experiments.selftest.tiny import tiny_run
+from diffmoe.sampling import refuse_unwritable
 from diffmoe.training import new_state
 
 __all__ = ["DRILLS", "SelfTest", "self_test"]
@@ -67,16 +68,19 @@ def self_test(
     only: Sequence[str] = (),
     seed: int = 0,
     out: Path | None = None,
+    tell: Callable[[SelfTest], object] | None = None,
     progress: bool = True,
 ) -> SelfTest:
     """Put each promise, or those of the drills named in `only`, to a trial on a folder's disk.
 
     All happens in a folder of its own below `folder`, which goes when it is over. `out` keeps the
-    figures as JSON. Raises ConfigError for a name that no drill has or a folder that is not there,
-    StorageError if it cannot be written.
+    figures as JSON, after `tell` was given them. Raises ConfigError for a name that no drill has or
+    a folder that is not there, StorageError if it cannot be written, both before the first drill.
     """
     place = Path(folder)
     drills = _chosen(only)
+    if out is not None:
+        _refuse_out(out)
     if not place.is_dir():
         raise ConfigError("there is no such folder", where=str(place), remedy="name one that is")
     require_space(place, _SPACE, "the self-test", "name another --folder")
@@ -85,19 +89,38 @@ def self_test(
         with tqdm(drills, desc="selftest", unit="drill", disable=not progress) as bar:
             outcomes = tuple(_performed(drill, scratch, seed) for drill in _told(bar))
     found = SelfTest(_machine(place), seed, outcomes)
+    if tell is not None:
+        tell(found)
     if out is not None:
         write_text(out, json.dumps(asdict(found), indent=2) + "\n")
     return found
+
+
+def _refuse_out(out: Path) -> None:
+    """Raise unless the figures can be written there, in a folder that is there already."""
+    if not out.parent.is_dir():
+        raise ConfigError(
+            "there is no folder to write the figures in",
+            where=str(out),
+            remedy="make it, or choose another --out",
+        )
+    if out.exists() and not out.is_file():
+        raise ConfigError(
+            "the figures cannot be written over what is no file",
+            where=str(out),
+            remedy="name a file as --out, say selftest.json",
+        )
+    refuse_unwritable(out.parent, out.name)
 
 
 def _chosen(only: Sequence[str]) -> tuple[Drill, ...]:
     known = {drill.name: drill for drill in DRILLS}
     for name in only:
         if name not in known:
-            near = nearest(name, list(known))
+            near, listed = nearest(name, list(known)), f"there are {', '.join(known)}"
             raise ConfigError(
                 f"there is no drill {name!r}",
-                remedy=f"did you mean {near}?" if near else f"there are {', '.join(known)}",
+                remedy=f"did you mean {near}? {listed}" if near else listed,
             )
     return tuple(drill for drill in DRILLS if not only or drill.name in only)
 
