@@ -463,13 +463,15 @@ def rounding(count: int, sizes: Sequence[int]) -> dict[str, float]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_500_of_500_images_have_the_same_bits_in_batches_of_1_to_64() -> None:
     def measure() -> dict[str, Any]:
         found: dict[str, Any] = {}
         every, some = list(range(1, 65)), [1, 5, 17, 64]
         for width, sizes, way in ((64, every, {"guidance": 2.0}), (384, some, {})):
-            call = f"every_batch({width}, 500, {sizes!r}, {way!r})"
-            for threads in (1, 2, 3):
+            for threads in (1, 2, 3):  # one draws, however many there are: a few sizes show it
+                tried = sizes if threads == 1 else some
+                call = f"every_batch({width}, 500, {tried!r}, {way!r})"
                 told = in_child(call, threads=threads, seconds=3600, **STRICT)
                 name = f"strict, width {width}, {threads} threads"
                 found[name] = dict(zip(("images", "routings", "compared"), told, strict=True))
