@@ -483,4 +483,4 @@ def test_500_of_500_images_have_the_same_bits_in_batches_of_1_to_64() -> None:
         return found
 
     promise = "500 of 500 strict images bitwise equal over batches of 1-64, mates, order, packing"
-    hold("batch-invariance", promise, 500, measure)
+    hold("batch_invariance", promise, 500, measure)
