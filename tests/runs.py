@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diffmoe.checkpoint import RunFolder, newest_checkpoint
-from diffmoe.config import DDPMConfig, RunConfig
+from diffmoe.config import DDPMConfig, FolderData, RunConfig
 from diffmoe.data import Batch
 from diffmoe.presets import preset
 from tiny import ROUTERS
@@ -56,6 +57,15 @@ def run_config(router: str = "batch_pool", objective: str = "flow", **changes: A
         small["sampling.sampler"] = "ancestral"
     named = {name.replace("__", "."): value for name, value in changes.items()}
     return changed(preset("digits-diffmoe"), small | named)
+
+
+def stored_latents(folder: Path, count: int) -> FolderData:
+    """So many random latents of the size of digits, in a new folder."""
+    folder.mkdir()
+    values = np.random.default_rng(0).normal(size=(count, 1, 8, 8)).astype(np.float32)
+    np.save(folder / "latents.npy", values)
+    np.save(folder / "labels.npy", np.arange(count) % 10)
+    return FolderData(path=folder, flip=False)
 
 
 def poisoned(

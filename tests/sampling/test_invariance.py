@@ -311,7 +311,10 @@ def test_a_model_in_float64_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyP
         generate(network, run, [1], [0])
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="another BLAS")
+@pytest.mark.skipif(
+    not torch.backends.mkl.is_available(),
+    reason="the mode that breaks it is one of MKL, and this torch has another BLAS",
+)
 def test_what_does_not_hold_is_refused_before_an_image_is_drawn() -> None:
     """This mode of MKL has other sums for other numbers of rows."""
     call = "refusals('float32')"

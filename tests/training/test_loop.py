@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -29,7 +28,7 @@ from diffmoe.errors import (
 )
 from diffmoe.training import train
 from long_record import hold
-from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config
+from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, run_config, stored_latents
 
 SPEED = {"images_per_second", "peak_memory_gib"}
 TERMS = {"flow": {"mse"}, "ddpm": {"mse", "vb"}}
@@ -334,11 +333,7 @@ def test_a_signal_to_the_whole_group_leaves_the_readers_to_the_main_process(
     name: str, tmp_path: Path
 ) -> None:
     """As SLURM and a terminal send it; readers that died first would take the checkpoint along."""
-    (tmp_path / "latents").mkdir()
-    values = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
-    np.save(tmp_path / "latents" / "latents.npy", values)
-    np.save(tmp_path / "latents" / "labels.npy", np.arange(64) % 10)
-    data = FolderData(path=tmp_path / "latents", flip=False)
+    data = stored_latents(tmp_path / "latents", 64)
     config = run_config(data=data, machine__workers=2, loop__steps=300, loop__log_every=2)
     config = changed(config, {"loop.checkpoint_every": 100_000})
     for run in (tmp_path / "stopped", tmp_path / "straight"):

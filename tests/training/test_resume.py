@@ -7,7 +7,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,7 +30,15 @@ from diffmoe.objective import build_objective
 from diffmoe.sampling import generate
 from diffmoe.training import Counters, loop, state, train, watch
 from long_record import hold
-from runs import OBJECTIVES, ROUTER_KINDS, changed, newest_tensors, poisoned, run_config
+from runs import (
+    OBJECTIVES,
+    ROUTER_KINDS,
+    changed,
+    newest_tensors,
+    poisoned,
+    run_config,
+    stored_latents,
+)
 
 Tensors = dict[str, Tensor]
 SPEED = {"images_per_second", "peak_memory_gib"}
@@ -611,11 +618,7 @@ def test_a_checkpoint_set_aside_by_a_killed_job_is_gone_on_from(tmp_path: Path) 
 @pytest.fixture
 def latents(tmp_path: Path) -> RunConfig:
     """A run on stored latents, with an autoencoder that is nowhere to be had."""
-    (tmp_path / "latents").mkdir()
-    values = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
-    np.save(tmp_path / "latents" / "latents.npy", values)
-    np.save(tmp_path / "latents" / "labels.npy", np.arange(20) % 10)
-    data = FolderData(path=tmp_path / "latents", flip=False)
+    data = stored_latents(tmp_path / "latents", 20)
     codec = AutoencoderCodec(path="no-one/nothing", factor=8, scale=1.0, shift=0.0)
     return run_config(data=data, codec=codec)
 

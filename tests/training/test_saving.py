@@ -6,9 +6,11 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,29 +289,34 @@ def test_colleagues_may_read_a_checkpoint(tmp_path: Path) -> None:
     assert files and all(file.stat().st_mode & 0o777 == 0o644 for file in files)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not hasattr(os, "fork"), reason="needs another user")
-def test_a_run_folder_that_may_not_be_written_is_one_sentence(tmp_path: Path) -> None:
-    train(run_config(), tmp_path / "run", progress=False)
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder whose way there is open to any user, unlike that of `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_run_folder_that_may_not_be_written_is_one_sentence(open_to_all: Path) -> None:
+    run = open_to_all / "run"
+    train(run_config(), run, progress=False)
 
     def closed() -> str:
         if os.geteuid() == 0:
-            (tmp_path / "run").chmod(0o555)
-            (tmp_path / "run" / "checkpoints").chmod(0o555)
             os.setuid(65534)  # permissions are nothing to root
-        train(run_config(loop__steps=8), tmp_path / "run", progress=False)
+        train(run_config(loop__steps=8), run, progress=False)
         return "saved"
 
-    for place in (tmp_path, *tmp_path.parents):
-        if place.stat().st_uid == os.geteuid() and place != Path("/"):
-            place.chmod(place.stat().st_mode | 0o055)
+    for place in (run, run / "checkpoints"):
+        place.chmod(0o555)
     try:
-        kind, said = children.outcome(closed)
+        found = children.outcome(closed)
     finally:
-        (tmp_path / "run").chmod(0o755)
-        (tmp_path / "run" / "checkpoints").chmod(0o755)
-    assert kind == "StorageError" and "Permission denied" in said, (kind, said)
-    assert len(said.splitlines()) == 1
-    assert load(tmp_path / "run").step == 4
+        for place in (run, run / "checkpoints"):
+            place.chmod(0o755)
+    assert found[0] == "StorageError" and "Permission denied" in found[1], found
+    assert len(found[1].splitlines()) == 1
+    assert load(run).step == 4
 
 
 # ---- killed while it trains
