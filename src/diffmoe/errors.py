@@ -11,6 +11,7 @@ __all__ = [
     "ExitCode",
     "NoRunError",
     "NonFiniteError",
+    "PeerError",
     "StoppedError",
     "StorageError",
 ]
@@ -29,9 +30,13 @@ class ExitCode(IntEnum):
 
 
 class DiffMoEError(Exception):
-    """A mistake a user can mend; reads as one sentence: what, where, what to do."""
+    """A mistake a user can mend; reads as one sentence: what, where, what to do.
+
+    `told` if another process of the same run prints it.
+    """
 
     exit_code = ExitCode.BAD_INPUT
+    told: bool = False
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         super().__init__(" — ".join(part for part in (what, where, remedy) if part))
@@ -88,6 +93,12 @@ class StorageError(DiffMoEError):
     """A file cannot be written or read, or is not what its manifest says."""
 
     exit_code = ExitCode.STORAGE
+
+
+class PeerError(DiffMoEError):
+    """Another process of the same run has failed, hangs, or is not what this one is."""
+
+    exit_code = ExitCode.DISTRIBUTED
 
 
 class AbandonedWriteError(KeyboardInterrupt):

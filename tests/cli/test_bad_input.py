@@ -646,6 +646,7 @@ def test_every_error_has_its_exit_code() -> None:
         "DataError": 3,
         "NoRunError": 2,
         "NonFiniteError": 4,
+        "PeerError": 6,
         "StorageError": 5,
         "StoppedError": 75,
     }

@@ -33,6 +33,8 @@ COMMANDS = [
     "sweep --help",
     f"sweep {RUN} --help",
     "bench --help",
+    "plan --help",
+    "plan digits-diffmoe --help",
     "prepare --help",
     "prepare photos --help",
     "evaluate --help",

@@ -79,14 +79,14 @@ def test_dry_run_of_the_largest_published_row_needs_neither_data_nor_memory(
     assert to_yaml(preset("diffmoe-l-e16-flow")) in out
     weights = re.search(r"weights +([\d.]+)\n", out)
     assert weights and float(weights[1]) == pytest.approx(1_981_946_064 * 4 / 2**30, abs=1e-3)
-    assert "activations, 256 images" in out
+    assert "activations of 256 images" in out
     assert not list(Path().iterdir())
 
 
 def test_dry_run_shows_the_changed_fields(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--machine.micro-batch", "64", "--machine.activation-checkpointing", "--dry-run"]
     out = said(capsys, "train", "diffmoe-s-e16-ddpm", *words)
-    assert "micro_batch: 64" in out and "activations, 64 images" in out
+    assert "micro_batch: 64" in out and "activations of 64 images" in out
 
 
 def test_a_finished_run_says_that_nothing_was_left_to_do(

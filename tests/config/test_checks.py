@@ -76,7 +76,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     # pools and batches
     ({"training.global_batch": 20}, "training.global_batch 20 ", "use 16 or 24"),
     ({"training.global_batch": 4}, "training.global_batch 4 ", "use 8"),
-    ({"machine.micro_batch": 4}, "machine.micro_batch 4 ", "use one of 8, 16"),
+    ({"machine.micro_batch": 3}, "machine.micro_batch 3 ", "use one of 8, 16"),
     ({"machine.micro_batch": 0}, "machine.micro_batch 0 ", "use one of 8, 16"),
     ({"machine.micro_batch": 32}, "machine.micro_batch 32 ", "use one of 8, 16"),
     (
@@ -360,7 +360,7 @@ GEOMETRY: list[tuple[dict[str, Any], str, str, int]] = [
     *[
         ({"training.global_batch": 48, "machine.micro_batch": micro}, "machine.micro_batch",
          "use one of ", 4)
-        for micro in (0, 4, 7, 32, 96)
+        for micro in (0, 5, 7, 32, 96)
     ],
     ({"model.out_channels": 3}, "model.out_channels", "use ", 2),
     ({"model.moe_period": 5}, "model.moe_period", "use at most ", 1),

@@ -55,7 +55,8 @@ MARKS = {
     ),
     "machine": named(
         "machine",
-        "device micro_batch workers activation_checkpointing compile background_saves",
+        """device micro_batch workers activation_checkpointing compile background_saves shard_degree
+        expert_degree timeout""",
     )
     | {"data.path", "codec.path"},
 }

@@ -317,7 +317,7 @@ def byte_locks_that_do_nothing(patch: Patch) -> None:
 def old_ones_removed_first(patch: Patch) -> None:
     honest = faults.write
 
-    def write(parent: Path, content: Any) -> Path:
+    def write(parent: Path, content: Any, group: Any = None) -> Path:
         for path in parent.glob("step-*"):
             shutil.rmtree(path)
         return honest(parent, content)
@@ -329,7 +329,7 @@ def old_ones_removed_first(patch: Patch) -> None:
 def called_saved_before_it_is(patch: Patch) -> None:
     honest = saving.write
 
-    def write(parent: Path, content: Any) -> Path:
+    def write(parent: Path, content: Any, group: Any = None) -> Path:
         RunFolder(parent.parent).note_saved(content.step)
         time.sleep(0.3)
         return honest(parent, content)
@@ -378,7 +378,7 @@ def space_is_not_asked_for(patch: Patch) -> None:
 def a_failed_save_is_swallowed(patch: Patch) -> None:
     honest = saving.write
 
-    def write(parent: Path, content: Any) -> Path:
+    def write(parent: Path, content: Any, group: Any = None) -> Path:
         with contextlib.suppress(StorageError):
             return honest(parent, content)
         return parent
@@ -479,7 +479,7 @@ def nan_comes_first(patch: Patch) -> None:
     def none(affinity: Tensor, *_: Any) -> Tensor:
         return torch.zeros(affinity.shape[:-1], dtype=torch.bool)
 
-    patch.setattr(selection, "_unsound_last", lambda values: values)
+    patch.setattr(selection, "unsound_last", lambda values: values)
     patch.setattr(selection, "poisoned_rows", none)
     patch.setattr(routers, "poisoned_rows", none)
 

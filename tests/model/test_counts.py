@@ -1,13 +1,9 @@
-"""Parameter counts against the published ones, and the memory of a backward pass."""
-
-from collections.abc import Callable
-from dataclasses import replace
+"""Parameter counts against the published ones."""
 
 import pytest
 import torch
 
-import tiny
-from diffmoe.model import DiT, activated_parameters, build_model, count_parameters, saved_bytes
+from diffmoe.model import DiT, activated_parameters, build_model, count_parameters
 from diffmoe.presets import PRESETS, preset
 
 # Exact totals at 8 output channels (the DDPM presets), the position table included.
@@ -114,63 +110,3 @@ def test_counts_of_a_model_that_is_there(name: str) -> None:
     config = preset(name).model
     model = build_model(config, seed=0)
     assert count_parameters(config).total == sum(p.numel() for p in model.parameters())
-
-
-# --- memory -------------------------------------------------------------------------------------
-
-
-def kept_bytes(model: DiT, run: Callable[[], object]) -> int:
-    """Bytes of the tensors kept for backward, counted on a real model."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = run()
-    del output
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def measured_bytes(router, images: int, recompute: bool) -> int:
-    model = tiny.model(router, dtype=torch.float32, pool_images=2)
-    model.activation_checkpointing = recompute
-    plan = replace(tiny.TRAIN, pool_of_image=tuple(image // 2 for image in range(images)))
-    whole = kept_bytes(model, lambda: model(*tiny.batch(images, dtype=torch.float32), plan))
-    if not recompute:
-        return whole
-    tokens = torch.randn(images, 4, 8, requires_grad=True)
-    again = [kept_bytes(model, lambda b=b: b(tokens, tokens[:, 0], plan)) for b in model.blocks]
-    return whole + max(again)
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("router", tiny.ROUTERS.values(), ids=tiny.ROUTERS.keys())
-def test_saved_bytes_are_those_of_a_real_run(router, recompute: bool) -> None:
-    config = tiny.config(router, pool_images=2)
-    found = saved_bytes(config, 4, torch.float32, recompute)
-    assert found == pytest.approx(measured_bytes(router, 4, recompute), rel=0.03)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("router", tiny.ROUTERS.values(), ids=tiny.ROUTERS.keys())
-def test_saved_bytes_grow_with_images_and_shrink_with_recomputation(router, dtype) -> None:
-    config = tiny.config(router, depth=4, width=16, input_size=8)
-    sizes = [saved_bytes(config, images, dtype, recompute=False) for images in (16, 32, 64)]
-    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.02)
-    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.25)
-    assert saved_bytes(config, 32, dtype, recompute=True) < sizes[1] / 1.8
-
-
-def test_bfloat16_needs_less() -> None:
-    config = preset("digits-diffmoe").model
-    full, half = (saved_bytes(config, 64, d, False) for d in (torch.float32, torch.bfloat16))
-    assert 0.4 * full < half < 0.9 * full
-
-
-def test_the_large_model_is_measured_without_being_built() -> None:
-    config = preset("dit-xl-flow").model
-    assert 1e9 < saved_bytes(config, 8, torch.bfloat16, recompute=False) < 1e11

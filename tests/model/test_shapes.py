@@ -17,9 +17,10 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_shapes_hold_in_the_tests_of_the_model_room() -> None:
-    names = ("routers", "dit", "predictor_and_thresholds")
+    names = ("routers", "dit", "predictor_and_thresholds", "wide_pool")
     files = [f"{TESTS}/model/test_{name}.py" for name in names]
-    chosen = ("-k", "not (compiles or memory or low_precision or hostile or bits or rounding)")
+    left_out = "compiles or memory or low_precision or hostile or bits or rounding"
+    chosen = ("-k", f"not ({left_out} or ten_thousand or real_processes)")
     done = run("-m", "pytest", "-q", "-x", "-p", "shape_checks", *chosen, *files)
     assert done.returncode == 0, done.stdout[-3000:]
 

@@ -14,18 +14,19 @@ TABLE = {
     "config": "errors",
     "arguments": "config errors",
     "device": "errors",
+    "distributed": "errors",
     "presets": "config errors",
     "codec": "config errors randomness",
     "data": "config errors randomness codec",
     "model": "config errors",
     "objective": "config errors model",
     "checkpoint": "config errors model",
-    "training": "config device errors randomness codec data model objective checkpoint",
+    "training": "config device distributed errors randomness codec data model objective checkpoint",
     "sampling": "config errors randomness codec model objective checkpoint",
     "evaluation": "config errors randomness data codec model objective checkpoint sampling",
     "analysis": "config errors randomness data model objective checkpoint sampling evaluation",
-    "experiments": "__init__ errors randomness config device presets codec data model objective"
-    " checkpoint training sampling evaluation analysis",
+    "experiments": "__init__ errors randomness config device distributed presets codec data model"
+    " objective checkpoint training sampling evaluation analysis",
 }
 DOORS = {room: frozenset(may.split()) for room, may in TABLE.items()}
 ROOMS = frozenset(DOORS) | {"_public", "cli", "console"}

@@ -26,6 +26,7 @@ UNSAFE_NAMES = {
     *("unsafe_load", "unsafe_load_all", "full_load", "full_load_all", "load_all"),
     *("UnsafeLoader", "FullLoader", "CUnsafeLoader", "CFullLoader", "UnsafeConstructor"),
     *("FileSystemReader", "FileSystemWriter", "load_dataset", "load_dataset_builder"),
+    *("DefaultLoadPlanner", "FsspecReader", "FsspecWriter"),
 }
 UNSAFE_PLACES = (
     *("os.system", "os.exec", "os.popen", "os.spawn", "os.posix_spawn", "pty.spawn"),
@@ -33,6 +34,12 @@ UNSAFE_PLACES = (
     *("yaml.load", "yaml.Loader", "yaml.CLoader", "pkgutil.resolve_name", "logging.config"),
     *("subprocess.getoutput", "subprocess.getstatusoutput", "torch.distributed.checkpoint"),
     *("builtins.eval", "builtins.exec", "sys.modules"),
+)
+# Of a place, what neither stores nor reads: the planners, what a storage of one's own derives from,
+# and the driver, as long as it is given one.
+HARMLESS_PLACES = tuple(
+    f"torch.distributed.checkpoint.{name}"
+    for name in ("api", "default_planner", "metadata", "planner", "save", "storage")
 )
 UNSAFE_KEYWORDS = {
     *(("weights_only", False), ("allow_pickle", True), ("shell", True), ("trust_remote_code", True))
@@ -47,7 +54,7 @@ WANTED_KEYWORDS = {
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")
 
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".cff", ".html", ".css", ".j2", ""}
-TEXT_FOLDERS = ("src", "tests", "benchmarks", "docs", ".ci", ".github")
+TEXT_FOLDERS = ("recipes", "src", "tests", "benchmarks", "docs", ".ci", ".github")
 # The brackets keep the patterns from matching themselves.
 LOCAL_TEXT = re.compile(
     r"/wor[k]/|/opt/[w]heels|/opt/[p]ypi|/roo[t]/|/home/[a-z]|/Users/[A-Za-z]|/tmp/[b]ash"
@@ -149,9 +156,14 @@ def is_unsafe(name: str) -> bool:
     return (
         name in UNSAFE_NAMES
         or (len(parts) > 1 and parts[-1] in UNSAFE_NAMES - METHODS)
-        or any(name == place or name.startswith(f"{place}.") for place in UNSAFE_PLACES)
+        or (lies_in(name, UNSAFE_PLACES) and not lies_in(name, HARMLESS_PLACES))
         or name.startswith(("os.exec", "os.spawn", "os.posix_spawn", "torch.hub.load"))
     )
+
+
+def lies_in(name: str, places: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of some places or inside of one."""
+    return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 def dynamic(parts: list[str]) -> bool:
@@ -169,6 +181,9 @@ def unsafe_call(path: Path, call: ast.Call, name: str) -> list[str]:
     if name in WANTED_KEYWORDS:
         word, value = WANTED_KEYWORDS[name]
         faults += [f"{name} without {word}={value}"] * (said.get(word) != str(value))
+    if name == "torch.distributed.checkpoint.save":
+        own = "storage_writer" in said and not {"checkpoint_id", None} & said.keys()
+        faults += [f"{name} without a storage_writer of one's own"] * (not own)
     if None in said and name in WANTED_KEYWORDS:
         faults.append(f"{name} with keywords that nobody sees")
     return faults
@@ -332,6 +347,18 @@ UNSAFE_SOURCES = [
     "from torch.distributed.checkpoint import FileSystemReader",
     "from torch.distributed.checkpoint import FileSystemWriter",
     "from torch.distributed import checkpoint",
+    "from torch.distributed.checkpoint import *",
+    "from torch.distributed.checkpoint import load",
+    "from torch.distributed.checkpoint.filesystem import FileSystemWriter as Writer",
+    "from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner",
+    "import torch.distributed.checkpoint.planner\ntorch.distributed.checkpoint.load(state)",
+    "import torch.distributed.checkpoint.planner_helpers",
+    "from torch.distributed.checkpoint import save\nsave(state, checkpoint_id=path)",
+    "from torch.distributed.checkpoint import save as write\nwrite(state)",
+    "from torch.distributed.checkpoint import save\nsave(state, storage_writer=own, **more)",
+    "from torch.distributed.checkpoint import save\n"
+    "save(state, storage_writer=own, checkpoint_id=path)",
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(path, path)",
     "np.load(path)",
     "np.load(path, mmap_mode='r')",
     "numpy.load(path, allow_pickle=True)",
@@ -380,6 +407,14 @@ def test_a_planted_fault_is_seen(checker, source: str) -> None:
         (unsafe, "np.load(path, allow_pickle=False)\njson.loads(text)\nload(path)"),
         (unsafe, "subprocess.run(words, check=True)\ndatasets.load_from_disk(path)"),
         (unsafe, "from importlib.metadata import version"),
+        (unsafe, "from torch.distributed.checkpoint.default_planner import DefaultSavePlanner"),
+        (unsafe, "from torch.distributed.checkpoint.planner import SavePlan, WriteItem"),
+        (unsafe, "from torch.distributed.checkpoint.storage import StorageReader, StorageWriter"),
+        (
+            unsafe,
+            "from torch.distributed.checkpoint import save\n"
+            "save(state, storage_writer=own, planner=plan)",
+        ),
         (impure, "with torch.autocast(x.device.type): ..."),
         (moody, "def forward(self, x):\n    return self.training"),
         (moody, ROUTE + "plan.selection"),

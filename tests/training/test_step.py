@@ -152,7 +152,7 @@ def test_averaging_reads_the_weights_and_leaves_them() -> None:
     average, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     average.load_state_dict({"weight": torch.tensor([[1.0]]), "bias": torch.tensor([0.0])})
     model.load_state_dict({"weight": torch.tensor([[3.0]]), "bias": torch.tensor([8.0])})
-    average_weights(average, model, torch.tensor(0.25))
+    average_weights([*average.parameters()], [*model.parameters()], torch.tensor(0.25))
     assert (average.weight.item(), average.bias.item()) == (1.5, 2.0)
     assert (model.weight.item(), model.bias.item()) == (3.0, 8.0)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from diffmoe.arguments.records import FLAT, TrainCommand
+from diffmoe.arguments.records import FLAT
 from diffmoe.config import RunConfig, field_names, gathered, nearest
 from diffmoe.errors import ConfigError
 
@@ -96,7 +96,7 @@ def _several(told: list[ConfigError], prog: str) -> ConfigError:
 
 def _groups(default: Any, flags: list[str]) -> set[str]:
     """The groups of config fields that lack what flags were to say."""
-    flat = "" if isinstance(default, TrainCommand) else "sampling"
+    flat = "" if hasattr(default, "config") else "sampling"
     return {_field(flag).rpartition(".")[0] or flat for flag in flags}
 
 
@@ -123,7 +123,7 @@ def _without(words: list[str], flag: str) -> list[str]:
 
 def _undecided(default: Any, words: Sequence[str]) -> Any:
     """The default, rid of its place on the dial where words name another one."""
-    if isinstance(default, TrainCommand):
+    if hasattr(default, "config"):
         own = [word.removeprefix("--sampling.") for word in words]
         return replace(default, config=_rid(default.config, "sampling", own))
     return _rid(default, "settings", [word.removeprefix("--") for word in words])
@@ -235,7 +235,7 @@ def _flags(record: Any, prefix: str = "--") -> Iterator[str]:
 def _foreign(flag: str, default: Any) -> bool:
     """Whether a flag is one of a config, but of records of another kind than this one's."""
     name = _field(flag)
-    return isinstance(default, TrainCommand) and "." in name and name in field_names(RunConfig)
+    return hasattr(default, "config") and "." in name and name in field_names(RunConfig)
 
 
 def _another_kind(words: list[str], default: Any, prog: str) -> Iterator[ConfigError]:

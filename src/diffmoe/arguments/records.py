@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from diffmoe.arguments.times import duration
+from diffmoe.arguments.units import BYTES, OPERATIONS, SPEEDS, amount
 from diffmoe.config import SD_VAE, Checked, Level, RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError
 
@@ -19,6 +20,7 @@ __all__ = [
     "DemoCommand",
     "EvaluateCommand",
     "EvaluateRunCommand",
+    "PlanCommand",
     "PrepareCommand",
     "ReportCommand",
     "SampleCommand",
@@ -53,6 +55,62 @@ class TrainCommand(Checked):
     def max_seconds(self) -> float | None:
         """What `max_time` says, None for no limit; ConfigError where it is no time."""
         return None if self.max_time is None else duration(self.max_time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(Checked):
+    """Say what training needs on so many GPUs: memory, bytes sent, time, and what to start.
+
+    Nothing is built or started. What is assumed of the machine is named beside what follows from
+    it; without --peak it is an H100 SXM in the precision of the config.
+    """
+
+    group: ClassVar[str] = "plan"
+    config: Annotated[RunConfig, FLAT]
+    gpus: int = 8  # of equal kind, one process each
+    memory: str = "80GB"  # of one GPU; GB are 10^9 bytes, GiB 2^30
+    per_node: int = 8  # GPUs of one machine
+    peak: str | None = None  # of matrix products of one GPU, say 989TFLOPS; None = an H100 SXM's
+    measure: bool = False  # measure the peak on the device at hand instead
+    efficiency: float = 0.35  # share of the peak that a step reaches
+    bandwidth: str = "300GB/s"  # of one GPU to the others of its machine
+    network: str = "40GB/s"  # of one GPU to other machines
+    reserve: float = 0.05  # share of the memory left to drivers, kernels and gaps
+    json: Path | None = None  # file to write all of it to
+
+    def ranges(self) -> Iterator[ConfigError]:
+        """The machine is one."""
+        for flag, number in (("--gpus", self.gpus), ("--per-node", self.per_node)):
+            if not 1 <= number <= 2**16:
+                yield ConfigError(f"{flag} {number} is not in 1..{2**16}", remedy="8 is usual")
+        if not 0 < self.efficiency <= 1:
+            yield ConfigError(f"--efficiency {self.efficiency} is not in (0, 1]", remedy="say 0.35")
+        if not 0 <= self.reserve < 1:
+            yield ConfigError(f"--reserve {self.reserve} is not in [0, 1)", remedy="say 0.05")
+        for name in _UNITS:
+            try:
+                self.amount(name)
+            except ConfigError as error:
+                yield error
+
+    def relations(self) -> Iterator[ConfigError]:
+        """The peak is given or measured, and nodes are full."""
+        if self.measure and self.peak is not None:
+            yield ConfigError("--measure and --peak both say the peak", remedy="give one of them")
+        if self.gpus > self.per_node and self.gpus % self.per_node:
+            lower = self.gpus // self.per_node * self.per_node
+            yield ConfigError(
+                f"--gpus {self.gpus} fill no machines of {self.per_node} (--per-node)",
+                remedy=f"use {lower} or {lower + self.per_node}",
+            )
+
+    def amount(self, name: str) -> float | None:
+        """What a field with a unit says: bytes, bytes a second, operations a second."""
+        word = getattr(self, name)
+        return None if word is None else amount(f"--{name}", word, _UNITS[name])
+
+
+_UNITS = {"memory": BYTES, "peak": OPERATIONS, "bandwidth": SPEEDS, "network": SPEEDS}
 
 
 @dataclass(frozen=True, kw_only=True)

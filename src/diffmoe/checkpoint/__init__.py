@@ -21,11 +21,12 @@ from diffmoe.checkpoint.files import (
     write_text,
 )
 from diffmoe.checkpoint.folder import RunFolder
-from diffmoe.checkpoint.load import LoadedRun, load, load_tensors, refuse_foreign
+from diffmoe.checkpoint.load import LoadedRun, load, load_tensors, refuse_foreign, refuse_misfit
 from diffmoe.checkpoint.locks import unshared
 from diffmoe.checkpoint.manifest import Manifest
-from diffmoe.checkpoint.metrics import forget_later, read_metrics
+from diffmoe.checkpoint.metrics import content_of, forget_later, read_metrics
 from diffmoe.checkpoint.parts import Parts, refuse_foreign_parts
+from diffmoe.checkpoint.pieces import Piece
 from diffmoe.checkpoint.released import to_ours, to_released
 from diffmoe.checkpoint.released_config import contradictions, infer_config
 from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
@@ -36,12 +37,14 @@ __all__ = [
     "LoadedRun",
     "Manifest",
     "Parts",
+    "Piece",
     "ReleasedFile",
     "RunFolder",
     "abandon_later",
     "append_text",
     "claimed_manifest",
     "claimed_step",
+    "content_of",
     "contradictions",
     "digest",
     "find_checkpoint",
@@ -59,6 +62,7 @@ __all__ = [
     "read_released",
     "refuse_foreign",
     "refuse_foreign_parts",
+    "refuse_misfit",
     "require_space",
     "set_aside_later",
     "storage_errors",

@@ -1,6 +1,7 @@
 """A trained model out of its run folder."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from diffmoe.model import DiT, empty_model
 
 _LOG = logging.getLogger(__name__)
 
-__all__ = ["LoadedRun", "load", "load_tensors", "refuse_foreign"]
+__all__ = ["LoadedRun", "load", "load_tensors", "refuse_foreign", "refuse_misfit"]
 
 
 @dataclass(frozen=True)
@@ -115,20 +116,38 @@ def refuse_foreign(manifest: Manifest, config: RunConfig, checkpoint: Path) -> N
 
 def load_tensors(model: torch.nn.Module, tensors: dict[str, Tensor], *, where: str) -> None:
     """Copy tensors into a model; raises StorageError naming what is missing, extra or misshapen."""
-    fault = _misfit(model.state_dict(), tensors)
-    if fault:
-        raise StorageError(fault, where=where, remedy="it belongs to another model")
+    _refuse_misfit(_shapes(model.state_dict()), _shapes(tensors), where)
     model.load_state_dict(tensors)
 
 
-def _misfit(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+def refuse_misfit(
+    manifest: Manifest, part: str, wanted: Mapping[str, tuple[int, ...]], *, where: str
+) -> None:
+    """Raise StorageError naming what a part of a checkpoint lacks of the `wanted` shapes."""
+    found = {name: tuple(row[1]) for name, row in manifest.tensors.get(part, {}).items()}
+    _refuse_misfit(wanted, found, where)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def _refuse_misfit(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    fault = _misfit(wanted, found)
+    if fault:
+        raise StorageError(fault, where=where, remedy="it belongs to another model")
+
+
+def _misfit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
     """Why tensors do not fit a model, empty if they do."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
         return f"the checkpoint lacks {_tensors(missing)}, e.g. {missing[0]}"
     if extra:
         return f"the checkpoint has {_tensors(extra)} that the model has not, e.g. {extra[0]}"
-    shapes = {n: (list(found[n].shape), list(wanted[n].shape)) for n in sorted(wanted)}
+    shapes = {n: (list(found[n]), list(wanted[n])) for n in sorted(wanted)}
     wrong = [name for name, (there, here) in shapes.items() if there != here]
     if not wrong:
         return ""

@@ -8,7 +8,7 @@ from typing import Any
 from diffmoe.checkpoint.files import write_file
 from diffmoe.errors import StorageError
 
-__all__ = ["forget_later", "read_metrics"]
+__all__ = ["content_of", "forget_later", "read_metrics"]
 
 _LOG = logging.getLogger(__name__)
 _LARGEST = 2**63
@@ -17,7 +17,7 @@ _LARGEST = 2**63
 def forget_later(path: Path, last: int, key: str = "step") -> None:
     """Drop the lines whose `key` is above `last`: they will be written again."""
     if path.exists():
-        lines = _content(path).split(b"\n")
+        lines = content_of(path).split(b"\n")
         kept = [text for text in lines if 0 <= _number(text, key) <= last]
         write_file(path, lambda aside: aside.write_bytes(b"".join(text + b"\n" for text in kept)))
 
@@ -28,7 +28,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A line that is not so is passed over: a kill cuts the last one off, and a report is worth more
     than a damaged line.
     """
-    lines = [_line(text) for text in _content(path).split(b"\n") if text]
+    lines = [_line(text) for text in content_of(path).split(b"\n") if text]
     sound = [line for line in lines if line is not None]
     if len(sound) < len(lines):
         _LOG.warning(
@@ -37,11 +37,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return sound
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path, what: str = "the file") -> bytes:
+    """The bytes of a file, none where there is none; StorageError where they cannot be read."""
     try:
-        return path.read_bytes() if path.exists() else b""
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
     except OSError as error:
-        raise StorageError(f"cannot read the file ({error.strerror})", where=str(path)) from error
+        raise StorageError(
+            f"cannot read {what} ({error.strerror})",
+            where=str(path),
+            remedy="check the path and its permissions",
+        ) from error
 
 
 def _number(text: bytes, key: str) -> int:

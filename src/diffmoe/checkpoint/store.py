@@ -1,31 +1,24 @@
 """Checkpoints: a folder of safetensors and a manifest that vouches for every byte."""
 
 import logging
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from diffmoe.checkpoint.files import digest, new_folder, write_text
-from diffmoe.checkpoint.manifest import (
-    MANIFEST,
-    RESTORE,
-    SCHEMA,
-    Manifest,
-    manifest_text,
-    read_manifest,
-)
+from diffmoe.checkpoint.files import digest, new_folder
+from diffmoe.checkpoint.manifest import RESTORE, SCHEMA, Manifest, read_manifest, write_manifest
+from diffmoe.checkpoint.pieces import Boxes, Piece, dtype_name, read_pieces, reading
 from diffmoe.errors import StorageError
 
-__all__ = ["Content", "read_part", "sound", "verify", "write"]
+__all__ = ["Content", "manifest_of", "read_part", "sound", "verify", "write"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,31 +29,47 @@ class Content:
 
     step: int
     samples: int  # training images seen
-    parts: dict[str, dict[str, Tensor]]
+    parts: dict[str, dict[str, Tensor | Piece]]
     config: dict[str, Any] = field(default_factory=dict)  # the resolved config of the run
     trained_on: Mapping[str, str] = field(default_factory=dict)  # `codec` and `data`
     state: Mapping[str, int | float] = field(default_factory=dict)  # the counters of the run
 
 
-def write(parent: Path, content: Content) -> Path:
+def write(parent: Path, content: Content, group: ProcessGroup | None = None) -> Path:
     """Write a checkpoint below `parent`; it appears by one rename or not at all.
 
-    Raises StorageError if it cannot be written; what was there before is then as it was.
+    Every process of a `group` of the CPU has to call this, with the same step; each writes a share
+    of it, in a folder that all of them see. Raises StorageError if it cannot be written, on all of
+    them: what failed on one is its own error there and named by the others (PeerError if it was
+    not the disk). What was there before is then as it was. A process that is gone is an error of
+    its collective, RuntimeError.
     """
     path = parent / f"step-{content.step:08d}"
+    if group is not None and group.size() > 1:
+        from diffmoe.checkpoint.joint import write_together  # half a second that few need
+
+        write_together(path, content, group)
+        return path
     with suppress(StorageError):
         verify(path)
         return path
     with new_folder(path, replace=True) as aside:
         for name, tensors in content.parts.items():
-            whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            whole = {key: _whole(key, value) for key, value in tensors.items()}
             save_file(whole, aside / f"{name}.safetensors")
-        write_text(aside / MANIFEST, manifest_text(_manifest(content, aside)))
+        files = {f.name: (digest(f), f.stat().st_size) for f in sorted(aside.iterdir())}
+        index = {name: _index(name, tensors) for name, tensors in content.parts.items()}
+        write_manifest(aside, manifest_of(content, index, files))
     return path
 
 
-def _manifest(content: Content, aside: Path) -> Manifest:
-    files = sorted(aside.iterdir())
+def manifest_of(
+    content: Content,
+    tensors: dict[str, dict[str, list[Any]]],
+    files: Mapping[str, tuple[str, int]],
+    cuts: dict[str, str] | None = None,
+) -> Manifest:
+    """What a checkpoint says of itself, given digest and size of each of its files."""
     return Manifest(
         schema=SCHEMA,
         step=content.step,
@@ -70,21 +79,35 @@ def _manifest(content: Content, aside: Path) -> Manifest:
         config=content.config,
         trained_on=dict(content.trained_on),
         state=dict(content.state),
-        tensors={name: _index(name, tensors) for name, tensors in content.parts.items()},
-        files={file.name: {"sha256": digest(file), "bytes": file.stat().st_size} for file in files},
+        tensors=tensors,
+        files={name: {"sha256": sha, "bytes": size} for name, (sha, size) in files.items()},
+        cuts=cuts or {},
     )
 
 
-def _index(part: str, tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
+def _whole(name: str, value: Tensor | Piece) -> Tensor:
+    """A tensor to be written by one process, which has to have all of it."""
+    if isinstance(value, Piece):
+        if tuple(value.own.shape) != tuple(value.shape):
+            raise StorageError(
+                f"one process has {tuple(value.own.shape)} of {name}, which is {value.shape}",
+                remedy="let every process that has a piece write",
+            )
+        value = value.own
+    return value.detach().cpu().contiguous()
+
+
+def _index(part: str, tensors: dict[str, Tensor | Piece]) -> dict[str, list[Any]]:
     """Whole tensors, all of them in the one file of the part."""
+    whole = {name: v.own if isinstance(v, Piece) else v for name, v in tensors.items()}
     return {
-        name: [_name(value.dtype), list(value.shape), {f"{part}.safetensors": [0] * value.dim()}]
-        for name, value in tensors.items()
+        name: [
+            dtype_name(value.dtype),
+            list(value.shape),
+            {f"{part}.safetensors": [0] * value.dim()},
+        ]
+        for name, value in whole.items()
     }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def verify(path: Path) -> Manifest:
@@ -101,7 +124,7 @@ def verify(path: Path) -> Manifest:
         file = path / name
         if not file.is_file():
             raise StorageError(f"the checkpoint lacks {name}", where=str(path), remedy=RESTORE)
-        with _reading(name, path):
+        with reading(name, path):
             found = digest(file)
         if found != facts["sha256"]:
             raise StorageError(
@@ -121,56 +144,13 @@ def sound(path: Path) -> Manifest | None:
         return None
 
 
-def read_part(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of one part of a verified checkpoint, put together from their pieces."""
-    index = read_manifest(path).tensors.get(name)
-    if index is None:
+def read_part(path: Path, name: str, boxes: Boxes | None = None) -> dict[str, Tensor]:
+    """The tensors of one part of a verified checkpoint, put together from their pieces.
+
+    Of a tensor in `boxes` (where to begin and how far to go, on every axis) only that is read, and
+    takes memory.
+    """
+    manifest = read_manifest(path)
+    if name not in manifest.tensors:
         raise StorageError(f"the checkpoint has no {name}", where=str(path), remedy=RESTORE)
-    files: dict[str, dict[str, Tensor]] = {}
-    for file in sorted({file for row in index.values() for file in row[2]}):
-        with _reading(file, path):
-            files[file] = load_file(path / file)
-        listed = {key for key, row in index.items() if file in row[2]}
-        wrong = sorted(listed ^ files[file].keys())
-        if wrong:
-            raise _unlike(f"{file} {'lacks' if wrong[0] in listed else 'has'} {wrong[0]}", path)
-    return {key: _assembled(key, row, files, path) for key, row in index.items()}
-
-
-def _assembled(
-    name: str, row: list[Any], files: dict[str, dict[str, Tensor]], path: Path
-) -> Tensor:
-    """One tensor; raises StorageError unless its pieces fill it, each element once."""
-    dtype, shape, pieces = row
-    found = {file: files[file][name] for file in pieces}
-    if any(_name(piece.dtype) != dtype for piece in found.values()):
-        raise _unlike(f"{name} is not {dtype}", path)
-    first = next(iter(found.values()))
-    if len(found) == 1 and list(first.shape) == shape and not any(next(iter(pieces.values()))):
-        return first
-    elements = sum(piece.numel() for piece in found.values())
-    if elements != math.prod(shape) or any(p.dim() != len(shape) for p in found.values()):
-        raise _unlike(f"the pieces of {name} do not fill it", path)
-    filled, whole = torch.zeros(shape, dtype=torch.bool), torch.empty(shape, dtype=first.dtype)
-    for file, piece in found.items():
-        place = tuple(slice(a, a + n) for a, n in zip(pieces[file], piece.shape, strict=True))
-        if whole[place].shape != piece.shape or filled[place].any():
-            raise _unlike(f"the pieces of {name} do not fit together", path)
-        whole[place], filled[place] = piece, True
-    return whole
-
-
-def _unlike(what: str, path: Path) -> StorageError:
-    return StorageError(
-        f"the checkpoint is not as its manifest says: {what}", where=str(path), remedy=RESTORE
-    )
-
-
-@contextmanager
-def _reading(name: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"cannot read {name} ({error})", where=str(path), remedy=RESTORE
-        ) from error
+    return read_pieces(path, manifest, name, boxes)

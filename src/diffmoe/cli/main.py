@@ -15,6 +15,8 @@ from diffmoe.errors import AbandonedWriteError, DiffMoEError, ExitCode, StoppedE
 
 __all__ = ["main"]
 
+_SHARED = ("train", "prepare", "sample", "evaluate")  # verbs whose work processes share
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code, after one line on stderr when it failed."""
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(versions())
         return ExitCode.DONE
+    if words[0] not in _SHARED and os.environ.get("RANK", "0") not in ("", "0"):
+        return ExitCode.DONE  # the first process does it all
     try:
         with _stopped_by_signals(), _modes_of_one_verb():
             verb(words[0])(words[1:])
@@ -41,12 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _leave_quietly()
     except OSError as error:
         return _fail(error, ExitCode.STORAGE, debug)
-    except AbandonedWriteError:
-        _leave_the_writer()
-    except KeyboardInterrupt:
+    except AbandonedWriteError as interrupt:
+        _leave_the_writer(getattr(interrupt, "told", False))
+    except KeyboardInterrupt as interrupt:
         stopped = StoppedError(
             "interrupted", remedy="no half-written file is left; give the same command again"
         )
+        stopped.told = getattr(interrupt, "told", False)
         return _fail(stopped, stopped.exit_code, debug)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -85,14 +90,15 @@ def _modes_of_one_verb() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _leave_the_writer() -> NoReturn:
+def _leave_the_writer(told: bool) -> NoReturn:
     """End the process at once: Python's own end would stop the thread that writes in mid-air."""
-    print(
-        "diffmoe: interrupted while a checkpoint was being written — the same command goes on from"
-        " the one before it",
-        file=sys.stderr,
-        flush=True,
-    )
+    if not told:
+        print(
+            "diffmoe: interrupted while a checkpoint was being written — the same command goes on"
+            " from the one before it",
+            file=sys.stderr,
+            flush=True,
+        )
     sys.stdout.flush()
     os._exit(ExitCode.RESUMABLE)
 
@@ -108,5 +114,10 @@ def _fail(error: Exception, code: ExitCode, debug: bool) -> int:
     if debug:
         raise error
     kind = "" if code == ExitCode.RESUMABLE else "error: "  # a stop that was asked for is none
-    print(f"diffmoe: {kind}{sentence(error)}", file=sys.stderr)
+    if not getattr(error, "told", False):
+        print(f"diffmoe: {kind}{sentence(error)}", file=sys.stderr, flush=True)
+    if code == ExitCode.DISTRIBUTED:
+        # A thread may still write its part of a checkpoint that will never be whole.
+        sys.stdout.flush()
+        os._exit(code)
     return code

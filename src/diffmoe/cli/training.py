@@ -1,14 +1,13 @@
 """The verbs that train: demo and train."""
 
-import os
 import shlex
 from pathlib import Path
 
 from diffmoe.arguments import DemoCommand, TrainCommand, parse
 from diffmoe.cli.words import config_of, first, refuse_nameless
-from diffmoe.config import nearest, to_yaml
+from diffmoe.config import nearest, share_out, to_yaml
 from diffmoe.console import needs_lines, program, report_lines
-from diffmoe.errors import ConfigError, DiffMoEError
+from diffmoe.errors import ConfigError
 from diffmoe.presets import PRESETS, preset
 
 __all__ = ["demo", "train"]
@@ -40,13 +39,19 @@ def train(words: list[str]) -> None:
     default = _preset_or_run(name)
     command = parse(TrainCommand, default, rest, f"diffmoe train {name}")
     refuse_nameless(rest)
+    from diffmoe.device import is_first_process
+
     if command.dry_run:
+        if not is_first_process():
+            return
+        from diffmoe.distributed import announced
+
+        share_out(command.config, announced()[1])
         from diffmoe.experiments import needs
 
         print(to_yaml(command.config))
         print("\n".join(needs_lines(needs(command.config))))
         return
-    _refuse_several_processes()
     from diffmoe.device import keep_freed_memory
     from diffmoe.training import train
 
@@ -58,6 +63,8 @@ def train(words: list[str]) -> None:
         max_seconds=command.max_seconds,
         accept_new_data=command.accept_new_data,
     )
+    if not is_first_process():
+        return
     print(f"trained {command.config.loop.steps} steps: {command.run}")
     print(f"next: {program()} report {shlex.quote(str(command.run))}")
 
@@ -74,11 +81,3 @@ def _preset_or_run(name: str) -> TrainCommand:
     elif name not in PRESETS or (folder / "config.yaml").is_file():
         return TrainCommand(config=config_of(name), run=folder)
     return TrainCommand(config=preset(name), run=Path("runs") / name)
-
-
-def _refuse_several_processes() -> None:
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
-        raise DiffMoEError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but training runs in one process",
-            remedy="start it without torchrun",
-        )

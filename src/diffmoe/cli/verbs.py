@@ -11,6 +11,7 @@ __all__ = ["VERBS", "verb"]
 VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "demo": (training.demo, "", "train on real digits, sample, score and report, in minutes"),
     "train": (training.train, "PRESET|RUN", "train, or go on with a run"),
+    "plan": (tools.plan, "PRESET|RUN", "what training needs on so many GPUs: memory, bytes, days"),
     "prepare": (preparing.prepare, "DATA", "encode images once, to train from"),
     "sample": (drawing.sample, "RUN", "draw images"),
     "report": (drawing.report, "RUN", "sample, score, capacity in short"),

@@ -31,6 +31,7 @@ from diffmoe.config.run import (
     TrainingConfig,
 )
 from diffmoe.config.sampling import LEGAL_POLICIES, Level, SamplingConfig
+from diffmoe.config.shares import Shares, share_out
 from diffmoe.config.text import (
     differences,
     from_dict,
@@ -64,6 +65,7 @@ __all__ = [
     "RouterOptions",
     "RunConfig",
     "SamplingConfig",
+    "Shares",
     "TokenChoice",
     "TrainingConfig",
     "differences",
@@ -74,6 +76,7 @@ __all__ = [
     "nearest",
     "read_config",
     "register_options",
+    "share_out",
     "to_dict",
     "to_yaml",
 ]

@@ -148,15 +148,20 @@ class MachineConfig(Checked):
 
     group: ClassVar[str] = "machine"
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    micro_batch: int | None = None  # images a forward pass; None = the global batch
+    micro_batch: int | None = None  # images a forward pass of one process; None = all at once
     workers: int = 0  # processes that read images
     activation_checkpointing: bool = False  # recompute blocks in backward to save memory
     compile: bool = False  # torch.compile the model
     background_saves: bool = True  # write checkpoints while training goes on; takes a copy's memory
+    shard_degree: int | None = 1  # processes that share one copy of the weights; None = all
+    expert_degree: int = 1  # processes that share one set of experts
+    timeout: float = 600.0  # seconds without an answer after which another process counts as hung
 
     def ranges(self) -> Iterator[ConfigError]:
         """No machine has more processes."""
         yield from within(0, 1024, self, "workers")
+        yield from within(1, 2**16, self, "shard_degree", "expert_degree")
+        yield from within(1, 10**6, self, "timeout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,12 +240,13 @@ class RunConfig(Checked):
                 f"training.global_batch {batch} is not a multiple of model.pool_images {pool}",
                 remedy=f"use {legal}",
             )
-        elif micro < 1 or batch % micro or micro % pool:
+        elif micro < 1 or batch % micro or (micro % pool and pool % micro):
             sizes = [n for n in range(pool, batch + 1, pool) if batch % n == 0]
             yield ConfigError(
                 f"machine.micro_batch {micro} must divide training.global_batch {batch} and be a"
                 f" multiple of model.pool_images {pool}",
-                remedy=f"use one of {', '.join(map(str, sizes))}",
+                remedy=f"use one of {', '.join(map(str, sizes))}, or where several processes hold"
+                " the parts of a pool a divisor of it",
             )
 
     @property

@@ -1,5 +1,6 @@
 """Reading ahead in worker processes that leave signals to the main process."""
 
+import ctypes
 import functools
 import os
 import signal
@@ -11,6 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["read_ahead"]
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 def read_ahead(
@@ -43,11 +46,27 @@ def _leave_signals(main: int, worker: int) -> None:
     SIGTERM counts from the main process only. To ignore it altogether would keep the main process
     from ever ending where an exception holds on to the loader.
     """
+    _end_with(main)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, args=(main,), daemon=True).start()
+
+
+def _end_with(main: int) -> None:
+    """End when the main process is killed, where the system can see to it (Linux).
+
+    A worker has the main process's connections too: as long as it lives, nobody notices that the
+    main process is gone.
+    """
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (AttributeError, OSError, TypeError):
+        return
+    prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != main:  # gone before that
+        os._exit(1)
 
 
 def _end_when_told(main: int) -> None:

@@ -57,8 +57,12 @@ def stream(
     *,
     first: int,
     device: torch.device | str,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """Endless micro-batches on a device, beginning with sample number `first`.
+
+    Of several processes this one takes every `processes`-th of them, from the `rank`-th on.
 
     Samples that are encoded already need no `codec`. Raises ConfigError at once if the codec does
     not fit the model, DataError if labels do not fit the samples and classes. A sample that can
@@ -72,7 +76,8 @@ def stream(
             f"model.channels {config.model.channels} is not that of the codec, {encoder.channels}",
             remedy=f"use {encoder.channels} or another codec.path",
         )
-    firsts = itertools.count(first, config.micro_batch)
+    micro = config.micro_batch
+    firsts = itertools.count(first + rank * micro, processes * micro)
     device = torch.device(device)
     if samples.in_memory:
         return _deliver(map(samples.__getitem__, firsts), encoder, device)

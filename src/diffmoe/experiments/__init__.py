@@ -12,6 +12,14 @@ from diffmoe.experiments.evaluation import (
     make_statistics,
 )
 from diffmoe.experiments.pareto import Sweep, sweep
+from diffmoe.experiments.planning import (
+    Plan,
+    PlannedMachine,
+    measured,
+    plan,
+    plan_lines,
+    usual_peak,
+)
 from diffmoe.experiments.preparing import PreparedCache, prepare
 from diffmoe.experiments.report import RunReport, report
 from diffmoe.experiments.requests import class_numbers, request, trained_classes
@@ -27,6 +35,8 @@ __all__ = [
     "Evaluated",
     "Measured",
     "Needs",
+    "Plan",
+    "PlannedMachine",
     "PreparedCache",
     "RunReport",
     "Sampled",
@@ -41,7 +51,10 @@ __all__ = [
     "draw_samples",
     "evaluate",
     "make_statistics",
+    "measured",
     "needs",
+    "plan",
+    "plan_lines",
     "prepare",
     "report",
     "request",
@@ -49,4 +62,5 @@ __all__ = [
     "self_test",
     "sweep",
     "trained_classes",
+    "usual_peak",
 ]

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from diffmoe.config import RunConfig
-from diffmoe.model import activated_parameters, count_parameters, saved_bytes
+from diffmoe.experiments.planning import one_process
+from diffmoe.model import activated_parameters, count_parameters
 
 __all__ = ["Needs", "needs"]
 
@@ -32,27 +31,14 @@ class Needs:
 def needs(config: RunConfig) -> Needs:
     """The parameters and memory of a training step of `config`.
 
-    Activations are counted on fake tensors, so they are exact for what autograd keeps; what an
-    operator needs while it runs comes on top.
+    Of one process. What a step holds at most is counted on fake tensors, but for what an operator
+    needs within itself.
     """
     total = count_parameters(config.model).total
-    low = config.training.precision == "bfloat16"
-    activations = saved_bytes(
-        config.model,
-        config.micro_batch,
-        torch.bfloat16 if low else torch.float32,
-        config.machine.activation_checkpointing,
-    )
     return Needs(
         parameters=total,
         activated=activated_parameters(config.model),
-        memory={
-            "weights": _BYTES * total,
-            "gradients": _BYTES * total,
-            "AdamW moments": 2 * _BYTES * total,
-            "averaged weights": _BYTES * total,
-            f"activations, {config.micro_batch} images": activations,
-        },
+        memory=one_process(config).parts,
         checkpoint=4 * _BYTES * total,
         checkpoints=config.loop.keep_checkpoints + 1,
         milestones=config.loop.keep_every is not None,

@@ -4,7 +4,6 @@ from diffmoe.model.counts import (
     ParameterCounts,
     activated_parameters,
     count_parameters,
-    saved_bytes,
 )
 from diffmoe.model.dit import DiT, MixtureOfExperts, Prediction, build_model, empty_model
 from diffmoe.model.experts import Experts, counts_stay_on_device
@@ -13,8 +12,9 @@ from diffmoe.model.layers import FeedForward, linear_high
 from diffmoe.model.precision import cast_for_products
 from diffmoe.model.router import ROUTERS, Router, register_router
 from diffmoe.model.routers import BatchPoolRouter, ExpertChoiceRouter, TokenChoiceRouter
-from diffmoe.model.routing import Routing, RoutingPlan, capacity_of_images
+from diffmoe.model.routing import Peers, Routing, RoutingPlan, capacity_of_images
 from diffmoe.model.selection import kth_largest, pairs_of_mask, pool_of_rows, top_pairs
+from diffmoe.model.usage import unused_weights
 
 __all__ = [
     "ROUTERS",
@@ -26,6 +26,7 @@ __all__ = [
     "Flops",
     "MixtureOfExperts",
     "ParameterCounts",
+    "Peers",
     "Prediction",
     "Router",
     "Routing",
@@ -44,6 +45,6 @@ __all__ = [
     "pairs_of_mask",
     "pool_of_rows",
     "register_router",
-    "saved_bytes",
     "top_pairs",
+    "unused_weights",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -173,11 +173,20 @@ class Experts(nn.Module):
     def forward(self, rows: Float[Tensor, "S D"], routing: Routing) -> Float[Tensor, "S D"]:
         """The gated sum of the outputs of the experts that took each row (Eq. 9)."""
         taken = rows.index_select(0, routing.token)
-        each = routing.rows_per_expert
-        output = self._grouped(taken, routing) if each is None else self._batched(taken, each)
+        output = self.outputs(taken, routing.count, routing.rows_per_expert, routing.sizes)
         gated = output * routing.gate[:, None]
         total = torch.zeros(rows.shape, dtype=gated.dtype, device=rows.device)
         return total.index_add(0, routing.token, gated).to(rows.dtype)
+
+    def outputs(
+        self,
+        taken: Float[Tensor, "N D"],
+        count: Int[Tensor, "E"],
+        each: int | None,
+        sizes: tuple[int, ...] | None,
+    ) -> Float[Tensor, "N D"]:
+        """What the experts make of rows that are sorted by expert, by `Routing`'s counts."""
+        return self._grouped(taken, count, sizes) if each is None else self._batched(taken, each)
 
     def _batched(self, taken: Float[Tensor, "N D"], each: int) -> Float[Tensor, "N D"]:
         # As many rows as `steady` sees to: one image alone may have few for an expert.
@@ -188,15 +197,17 @@ class Experts(nn.Module):
         output = torch.baddbmm(self.bias2[:, None], hidden, self.weight2)
         return output[:, :each].flatten(0, 1)
 
-    def _grouped(self, taken: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"]:
+    def _grouped(
+        self, taken: Float[Tensor, "N D"], count: Int[Tensor, "E"], sizes: tuple[int, ...] | None
+    ) -> Float[Tensor, "N D"]:
         # A custom operator is opaque to autocast, so its arguments are cast here.
         device = taken.device.type
         low = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if low else taken.dtype
-        ends, sizes = routing.count.cumsum(0), routing.sizes
+        ends = count.cumsum(0)
         loops = not _grouped_mm_serves(taken, self.weight1, dtype)
         if sizes is None and loops and _readable(taken):
-            sizes = tuple(routing.count.tolist())  # read once, not in each product
+            sizes = tuple(count.tolist())  # read once, not in each product
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return grouped_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), ends, sizes)

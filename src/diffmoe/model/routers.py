@@ -21,6 +21,7 @@ from diffmoe.model.selection import (
     top_mask,
     top_pairs,
 )
+from diffmoe.model.wide_pool import Scores, wide_routing
 
 __all__ = ["BatchPoolRouter", "ExpertChoiceRouter", "TokenChoiceRouter"]
 
@@ -38,14 +39,17 @@ class TokenChoiceRouter(Router):
         gates, experts = _best(affinity.flatten(0, 1), self.options.top_k)
         order = experts.flatten().argsort(stable=True)
         chosen = F.one_hot(experts.flatten(), self.options.num_experts)
+        pools = plan.pools(rows.shape[0])
         return Routing(
             token=order // self.options.top_k,
             gate=gates.flatten()[order],
             count=chosen.sum(dim=0),
             affinity=affinity.flatten(0, 1),
             demand=None,
-            pool=pool_of_rows(plan.pools(rows.shape[0]), rows.shape[1], rows.device),
+            pool=pool_of_rows(pools, rows.shape[1], rows.device),
             quantile=None,
+            peers=plan.peers,
+            pools=len(pools),
         )
 
     @property
@@ -53,10 +57,17 @@ class TokenChoiceRouter(Router):
         return {"balance": self.options.balance_weight}
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """E sum_e f_e P_e of each pool, f the share of pairs and P the mean affinity (Switch)."""
+        """E sum_e f_e P_e of each pool, f the share of pairs and P the mean affinity (Switch).
+
+        Where peers hold other parts of the pools, f is that of the whole pools, and P of the own
+        rows: the mean over the processes has the value and the gradient of the whole pools' loss.
+        """
         affinity, experts = routing.affinity, routing.affinity.shape[1]
         zeros = torch.zeros_like(affinity)  # a row for each pool there could be: no read-back
         taken = zeros.index_add(0, routing.pool, routing.chosen.to(affinity.dtype))
+        if routing.peers is not None:
+            own = taken[: routing.pools]
+            own.copy_(routing.peers.gather(own).sum(dim=0))
         wanted = zeros.index_add(0, routing.pool, affinity)
         share = taken / taken.sum(dim=1, keepdim=True).clamp_min(0.5)
         mean = wanted / wanted.sum(dim=1, keepdim=True).clamp_min(0.5)
@@ -122,6 +133,9 @@ class BatchPoolRouter(Router):
             demand = self.predictor(rows)
             poisoned = poisoned_rows(affinity, demand)
             chances = demand.detach().sigmoid().masked_fill(poisoned[..., None], torch.nan)
+            if plan.peers is not None and pools:
+                scores = Scores(affinity, demand, chances, poisoned)
+                return wide_routing(scores, pools, self.options.capacity, plan.peers)
             quantile = kth_largest(chances, pools, self.options.capacity)
             return _static(affinity, pools, self.options.capacity, poisoned, demand, quantile)
         if plan.selection == "image" or plan.policy == "static":
@@ -198,6 +212,10 @@ class BatchPoolRouter(Router):
 
         A pool without any row whose scores are numbers has no quantile and does not count. Before
         the first update there are no thresholds: no row is `judged` then.
+
+        Each of w processes that hold a part of a pool tells the quantiles of the whole of it. Sums
+        over processes count it w times in `pools`, `quantile` and `gate_quantile`, so their
+        quotients are right; everything else is counted once.
         """
         assert routing.demand is not None and routing.quantile is not None
         known = self.threshold_updates > 0

@@ -2,11 +2,13 @@
 
 Axes: B images, T tokens an image, S = B*T pool rows, D width, E experts, N token-expert pairs,
 P pools, K rows an expert takes of a pool, L MoE layers.
+
+A pool may be wider than a process: the rows of it that lie elsewhere are known through `Peers`.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,9 +17,31 @@ from torch import Tensor
 from diffmoe.config import LEGAL_POLICIES
 from diffmoe.errors import ConfigError
 
-__all__ = ["Pools", "Routing", "RoutingPlan", "capacity_of_images", "poisoned_rows"]
+__all__ = ["Peers", "Pools", "Routing", "RoutingPlan", "capacity_of_images", "poisoned_rows"]
 
 Pools = tuple[tuple[int, ...], ...]
+
+
+@runtime_checkable
+class Peers(Protocol):
+    """The processes that hold the other parts of the same pools.
+
+    Parts follow one another in order of images and have equally many rows of each pool. Every
+    process calls `gather` for the same layers in the same order: once a layer in the forward pass,
+    once more in a loss that looks at whole pools. With activation checkpointing the backward pass
+    selects again, so the exchanges of the forward pass are repeated, last block first, by all.
+    """
+
+    @property
+    def place(self) -> int:
+        """Which part is the own one, from 0."""
+
+    @property
+    def parts(self) -> int:
+        """How many parts a pool has, the own one included."""
+
+    def gather(self, own: Tensor) -> Tensor:
+        """(parts, *own.shape): everybody's, in order of place; equal shapes; no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +52,9 @@ class Routing:
     padding (token 0, gate 0). `rows_per_expert` is set when every expert has exactly that many
     pairs by construction: shapes are then static. `sizes` are the counts where they were read
     from the device already: nobody else need wait for it.
+
+    Where pools go on at `peers`, the record holds the own pairs, and how many these are depends on
+    the other parts, too; `quantile` and `lowest_gate` are those of the whole pools.
     """
 
     token: Int[Tensor, "N"]  # row of each pair
@@ -41,6 +68,9 @@ class Routing:
     sizes: tuple[int, ...] | None = None
     dropped: Int[Tensor, "B"] | None = None  # pairs an image lost to `max_capacity`
     wanted: Bool[Tensor, "S E"] | None = None  # rows above each threshold, where there is one
+    peers: Peers | None = None  # who holds the other parts of the pools; None = they are whole
+    pools: int | None = None  # how many pools there are, where a loss has to ask the peers
+    lowest_gate: Float[Tensor, "P E"] | None = None  # K-th largest affinity, where peers had a say
 
     @property
     def rows(self) -> int:
@@ -84,6 +114,9 @@ class RoutingPlan:
 
     `max_capacity` caps what an image may take in `token` and `gate` selection: shapes are then
     static, so nothing waits for the device; what is above the cap goes by lowest demand.
+
+    With `peers` each pool is one part of a pool that spans `peers.parts` processes, and K is that
+    of the whole; only `train` has such pools.
     """
 
     selection: Literal["train", "token", "pool", "gate", "image"]
@@ -91,12 +124,18 @@ class RoutingPlan:
     thresholds: Float[Tensor, "L E"] | None = None  # None = the ones the model tracks
     pool_of_image: tuple[int, ...] | None = None  # pool of each image; None = one pool for all
     max_capacity: float | None = None  # pairs an image gets room for, times 1 / T; None = no cap
+    peers: Peers | None = None  # who holds the other parts of the pools; None = they are whole
 
     def __post_init__(self) -> None:
         if self.policy not in LEGAL_POLICIES[self.selection]:
             raise ConfigError(f"policy {self.policy} does not go with selection {self.selection}")
         if self.policy in ("constant", "target") and self.thresholds is None:
             raise ConfigError(f"policy {self.policy} needs thresholds")
+        if self.peers is not None and self.selection != "train":
+            raise ConfigError(
+                f"selection {self.selection} has no pools that go on in other processes",
+                remedy="give `peers` with selection train only",
+            )
         if self.max_capacity is not None:
             if self.selection not in ("token", "gate"):
                 raise ConfigError(

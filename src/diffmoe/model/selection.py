@@ -12,13 +12,19 @@ from diffmoe.errors import ConfigError
 from diffmoe.model.routing import Pools, Routing, poisoned_rows
 
 __all__ = [
+    "blocks",
+    "in_order_of_pools",
     "kth_largest",
     "padded_pairs",
     "pairs_of_mask",
     "pool_of_rows",
+    "ranked",
+    "rows_to_take",
     "smallest_gate",
+    "smallest_known",
     "top_mask",
     "top_pairs",
+    "unsound_last",
 ]
 
 
@@ -53,7 +59,7 @@ def _rows_of(members: tuple[int, ...], tokens: int, device: torch.device) -> Int
     return torch.cat([torch.arange(a * tokens, b * tokens, device=device) for a, b in runs])
 
 
-def _rows_to_take(rows: int, experts: int, capacity: float) -> int:
+def rows_to_take(rows: int, experts: int, capacity: float) -> int:
     """K = floor(S / E * C), from one to all rows (Sec. 3.2); 0.57 * 100 counts as 57.
 
     Raises ConfigError for another K: to take fewer or more would be to train another model.
@@ -75,20 +81,21 @@ def _rows_to_take(rows: int, experts: int, capacity: float) -> int:
     return taken
 
 
-def _unsound_last(values: Tensor) -> Tensor:
+def unsound_last(values: Tensor) -> Tensor:
     """The values with -inf for what is no finite number: a topk would rank NaN first."""
     return values.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
 
 
-def _largest(values: Float[Tensor, "P E R"], keep: int) -> Int[Tensor, "P E K"]:
-    """Indices, rising, of the `keep` largest values; of equal ones the lower index.
+def ranked(
+    values: Float[Tensor, "P E R"], keep: int, *, in_order: bool = True
+) -> Int[Tensor, "P E K"]:
+    """Indices of the `keep` largest values, the largest first; of equal ones the lower index.
 
-    What is no finite number comes last.
+    What is no finite number comes last. Not `in_order` they are found faster.
     """
-    values = _unsound_last(values)
+    values = unsound_last(values)
     if values.dtype != torch.float32:
-        found = values.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
-        return found.sort(dim=-1).values
+        return values.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
     # Bits of floats order like integers (those of negative ones once they are turned round), and
     # an index below them tells equal ones apart. So a selection serves, where only a stable sort
     # of everything would.
@@ -97,11 +104,17 @@ def _largest(values: Float[Tensor, "P E R"], keep: int) -> Int[Tensor, "P E K"]:
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     last = values.shape[-1] - 1
     index = torch.arange(last, -1, -1, device=values.device)
-    best = ((ordered << 32) | index).topk(keep, dim=-1, sorted=False).values & 0xFFFFFFFF
-    return (last - best).sort(dim=-1).values
+    return last - (
+        ((ordered << 32) | index).topk(keep, dim=-1, sorted=in_order).values & 0xFFFFFFFF
+    )
 
 
-def _blocks(
+def _largest(values: Float[Tensor, "P E R"], keep: int) -> Int[Tensor, "P E K"]:
+    """Indices, rising, of the `keep` largest values; of equal ones the lower index."""
+    return ranked(values, keep, in_order=False).sort(dim=-1).values
+
+
+def blocks(
     values: Float[Tensor, "B T E"], pools: Pools
 ) -> Iterator[tuple[Float[Tensor, "P E R"], Int[Tensor, "P R"]]]:
     """Values and row indices of all pools of one size, for each size (usually there is one)."""
@@ -127,8 +140,8 @@ def top_pairs(
     values = affinity.detach().masked_fill(bad, -torch.inf)
     affinity = affinity.masked_fill(bad, 0)
     found = []
-    for block, rows in _blocks(values, pools):
-        index = _largest(block, _rows_to_take(rows.shape[1], experts, capacity))
+    for block, rows in blocks(values, pools):
+        index = _largest(block, rows_to_take(rows.shape[1], experts, capacity))
         chosen = rows[:, None].expand_as(block).gather(2, index)
         found.append(chosen.transpose(0, 1).flatten(1))
     if not found:
@@ -145,15 +158,24 @@ def kth_largest(
 
     Values that are no finite numbers do not count: of fewer than K the smallest, infinity of none.
     """
-    found = []
-    for block, rows in _blocks(_unsound_last(values), pools):
-        keep = _rows_to_take(rows.shape[1], values.shape[-1], capacity)
-        largest = block.topk(keep, dim=-1, sorted=False).values
-        found.append(largest.masked_fill(largest == -torch.inf, torch.inf).amin(dim=-1))
-    if len(found) == 1:
-        return found[0]
     if not pools:
         return values.new_zeros(0, values.shape[-1])
+    found = []
+    for block, rows in blocks(unsound_last(values), pools):
+        keep = rows_to_take(rows.shape[1], values.shape[-1], capacity)
+        found.append(smallest_known(block.topk(keep, dim=-1, sorted=False).values))
+    return in_order_of_pools(found, pools)
+
+
+def smallest_known(largest: Float[Tensor, "P E K"]) -> Float[Tensor, "P E"]:
+    """The smallest of the largest values; -inf stands for what is no number and does not count."""
+    return largest.masked_fill(largest == -torch.inf, torch.inf).amin(dim=-1)
+
+
+def in_order_of_pools(found: list[Tensor], pools: Pools) -> Float[Tensor, "P E"]:
+    """What was found of the pools of each size (`blocks`), pool after pool."""
+    if len(found) == 1:
+        return found[0]
     by_size = sorted(range(len(pools)), key=lambda pool: -len(pools[pool]))
     of_pool = dict(zip(by_size, (row for part in found for row in part), strict=True))
     return torch.stack([of_pool[pool] for pool in range(len(pools))])
@@ -162,8 +184,11 @@ def kth_largest(
 def smallest_gate(routing: Routing, pools: int) -> Float[Tensor, "P E"]:
     """The K-th largest affinity of each expert in each pool: what `gate` selection tracks.
 
-    As in `kth_largest`, rows whose scores are no numbers do not count.
+    As in `kth_largest`, rows whose scores are no numbers do not count. The pairs of one part
+    of a pool do not tell it: there the record does.
     """
+    if routing.lowest_gate is not None:
+        return routing.lowest_gate
     experts = routing.affinity.shape[1]
     place = routing.pool[routing.token] * experts + routing.expert
     counts = routing.valid & ~routing.poisoned[routing.token]
@@ -178,7 +203,7 @@ def top_mask(
     """For each pool and expert as many rows as `wanted` has, the best by affinity (Alg. 4)."""
     want = wanted.flatten(0, 1)
     mask = torch.zeros_like(want)
-    for block, rows in _blocks(_unsound_last(affinity), pools):
+    for block, rows in blocks(unsound_last(affinity), pools):
         order = block.sort(dim=-1, descending=True, stable=True).indices
         place = torch.arange(rows.shape[1], device=order.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(-1, order, place)

@@ -15,7 +15,8 @@ __all__ = ["Draws", "Field", "FieldOutput", "Loss", "Network", "Objective"]
 class Network(Protocol):
     """A model as objectives see it: a DiT, or any callable of the same shape in a test."""
 
-    moe_layers: Any
+    @property
+    def moe_layers(self) -> Any: ...
 
     def __call__(
         self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan

@@ -1,13 +1,19 @@
 """Room 4: a config to a run folder."""
 
 from diffmoe.training.loop import train
-from diffmoe.training.optimizer import average_weights, build_optimizer, learning_rate
+from diffmoe.training.optimizer import (
+    average_weights,
+    build_optimizer,
+    copy_buffers,
+    learning_rate,
+)
 from diffmoe.training.resume import STORED
 from diffmoe.training.saving import Saver
 from diffmoe.training.state import (
     Counters,
     TrainingState,
     new_state,
+    own_tensor,
     restore,
     state_content,
     state_parts,
@@ -22,9 +28,11 @@ __all__ = [
     "TrainingState",
     "average_weights",
     "build_optimizer",
+    "copy_buffers",
     "learning_rate",
     "make_draws",
     "new_state",
+    "own_tensor",
     "restore",
     "state_content",
     "state_parts",

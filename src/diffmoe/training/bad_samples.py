@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from diffmoe.checkpoint import append_text
+from diffmoe.checkpoint import append_text, content_of
 from diffmoe.data import Replaced
-from diffmoe.errors import DataError, StorageError
+from diffmoe.errors import DataError
 
 __all__ = ["BadSamples"]
 
 _LOG = logging.getLogger(__name__)
+_LIST = "the list of damaged samples"
 
 
 class BadSamples:
@@ -74,13 +75,13 @@ def _line(one: Replaced, data: str) -> dict[str, int | str]:
 
 def _is_cut(path: Path) -> bool:
     """Whether a kill or a full disk left the last line without its end."""
-    content = _content(path)
+    content = content_of(path, _LIST)
     return bool(content) and not content.endswith(b"\n")
 
 
 def _listed(path: Path, total: int, data: str) -> set[int]:
     """The places that lines of the file name for these data; damaged lines name none."""
-    lines = [_line_of(text, total) for text in _content(path).split(b"\n") if text]
+    lines = [_line_of(text, total) for text in content_of(path, _LIST).split(b"\n") if text]
     if None in lines:
         _LOG.warning("%d of the %d lines of %s are damaged", lines.count(None), len(lines), path)
     return {line["place"] for line in lines if line is not None and line.get("data", "") == data}
@@ -93,16 +94,3 @@ def _line_of(text: bytes, total: int) -> dict[str, Any] | None:
         return None
     place = line.get("place") if isinstance(line, dict) else None
     return line if type(place) is int and 0 <= place < total else None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise StorageError(
-            f"cannot read the list of damaged samples ({error.strerror})",
-            where=str(path),
-            remedy="check the path and its permissions",
-        ) from error

@@ -1,18 +1,21 @@
 """AdamW, its learning rate over time, and the average of the weights."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from diffmoe.config import TrainingConfig
 
-__all__ = ["average_weights", "build_optimizer", "learning_rate"]
+__all__ = ["average_weights", "build_optimizer", "copy_buffers", "learning_rate"]
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, fused into one pass."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: TrainingConfig
+) -> torch.optim.AdamW:
+    """AdamW over the trainable ones of `parameters`, fused into one pass."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     return torch.optim.AdamW(
         trainable,
         lr=config.learning_rate,
@@ -34,16 +37,22 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def average_weights(average: nn.Module, model: nn.Module, weight: Tensor) -> None:
-    """average <- average + weight * (model - average); buffers (thresholds) are copied.
+def average_weights(average: Sequence[Tensor], weights: Sequence[Tensor], share: Tensor) -> None:
+    """average <- average + share * (weights - average).
 
-    `weight` is 1 - decay, or 0 after a step that was skipped; on the device, so nothing waits.
+    `share` is 1 - decay, or 0 after a step that was skipped; on the device, so nothing waits.
+    """
+    shares = {dtype: share.to(dtype) for dtype in {kept.dtype for kept in average}}
+    each = [shares[kept.dtype].expand_as(kept) for kept in average]
+    torch._foreach_lerp_(list(average), list(weights), each)
+
+
+@torch.no_grad()
+def copy_buffers(average: nn.Module, model: nn.Module) -> None:
+    """Give the averaged network the thresholds of the network, as they are.
+
     A threshold belongs to the step it was measured at: averaged over 10,000 steps it would lag
     behind the predictor it is compared with.
     """
-    kept = list(average.parameters())
-    weights = {dtype: weight.to(dtype) for dtype in {p.dtype for p in kept}}
-    each = [weights[p.dtype].expand_as(p) for p in kept]
-    torch._foreach_lerp_(kept, list(model.parameters()), each)
     for old, now in zip(average.buffers(), model.buffers(), strict=True):
         old.copy_(now)

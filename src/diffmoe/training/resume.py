@@ -13,6 +13,7 @@ from diffmoe.checkpoint import (
     refuse_foreign,
 )
 from diffmoe.config import RunConfig
+from diffmoe.distributed import ALONE, Group
 from diffmoe.errors import ConfigError, StorageError
 from diffmoe.training.state import TrainingState, new_state, restore
 
@@ -28,6 +29,7 @@ def begin(
     folder: RunFolder,
     trained_on: dict[str, str],
     device: torch.device,
+    group: Group = ALONE,
     *,
     accepted: Sequence[str] | None = None,
 ) -> TrainingState:
@@ -37,22 +39,32 @@ def begin(
     names of their classes are given. Raises ConfigError if they or the length of
     the run contradict its past, StorageError if its past is damaged or lost.
     """
-    found = newest_checkpoint(folder.checkpoints)
-    if found is None:
-        _refuse_lost_past(folder)
-    else:
-        refuse_foreign(found[1], config, found[0])
-        _refuse_fewer_steps(config, *found)
-        changed = _refuse_changed_origin(trained_on, *found, accepting=accepted is not None)
-        if changed:
-            _refuse_moved_classes(folder, accepted or ())
-    state = new_state(config, device)
+    found = group.first_says(lambda: _past(config, folder, trained_on, accepted))
+    state = new_state(config, device, group)
     state.trained_on = trained_on
     if found is not None:
         restore(state, *found)
         _tell_of_loss(folder, state.step)
         _tell(folder, state.step, config.loop.steps)
     return state
+
+
+def _past(
+    config: RunConfig,
+    folder: RunFolder,
+    trained_on: dict[str, str],
+    accepted: Sequence[str] | None,
+) -> tuple[Path, Manifest] | None:
+    """The checkpoint to go on from, if the run and the data are still what they were."""
+    found = newest_checkpoint(folder.checkpoints)
+    if found is None:
+        _refuse_lost_past(folder)
+        return None
+    refuse_foreign(found[1], config, found[0])
+    _refuse_fewer_steps(config, *found)
+    if _refuse_changed_origin(trained_on, *found, accepting=accepted is not None):
+        _refuse_moved_classes(folder, accepted or ())
+    return found
 
 
 def _tell(folder: RunFolder, step: int, steps: int) -> None:

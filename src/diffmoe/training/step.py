@@ -8,10 +8,11 @@ from torch import Tensor
 
 from diffmoe.config import RunConfig
 from diffmoe.data import Batch
-from diffmoe.model import DiT, Routing, RoutingPlan
+from diffmoe.model import DiT, Peers, Routing, RoutingPlan
 from diffmoe.objective import Draws, Loss, Objective
 from diffmoe.randomness import normals, uniforms
-from diffmoe.training.optimizer import average_weights, learning_rate
+from diffmoe.training.optimizer import average_weights, copy_buffers, learning_rate
+from diffmoe.training.parallel import Parallel
 from diffmoe.training.state import TrainingState
 
 __all__ = ["Step", "make_draws", "train_step", "training_plan"]
@@ -19,10 +20,10 @@ __all__ = ["Step", "make_draws", "train_step", "training_plan"]
 Sums = dict[str, Tensor]
 
 
-def training_plan(images: int, pool_images: int) -> RoutingPlan:
-    """Pools of `pool_images` consecutive images."""
+def training_plan(images: int, pool_images: int, peers: Peers | None = None) -> RoutingPlan:
+    """Pools of `pool_images` consecutive images; `peers` hold what is not here of a larger one."""
     pools = tuple(image // pool_images for image in range(images))
-    return RoutingPlan(selection="train", pool_of_image=pools)
+    return RoutingPlan(selection="train", pool_of_image=pools, peers=peers)
 
 
 def make_draws(objective: Objective, seed: int, batch: Batch) -> Draws:
@@ -41,12 +42,15 @@ def drop_labels(config: RunConfig, batch: Batch) -> Tensor:
 
 
 class Step(NamedTuple):
-    """What one optimizer step met, as device tensors: nothing has waited for them."""
+    """What one optimizer step met, as device tensors: nothing has waited for them.
+
+    All but the last are of the whole batch, whatever the number of processes.
+    """
 
     sound: Tensor  # whether loss and gradient were finite; if not, nothing was learnt
     terms: Sums  # the loss, its terms and the norm of its gradient
     statistics: list[Sums]  # of the router of each MoE layer
-    image_sound: Tensor  # (global batch) whether the loss of each image itself was finite
+    image_sound: Tensor  # whether the loss of each image of this process itself was finite
 
 
 def train_step(
@@ -57,25 +61,66 @@ def train_step(
     Where the loss, its gradient or a router score is not finite, weights, moments, averages and
     thresholds stay as they are: only the step and the place in the data go on.
     """
-    state.optimizer.zero_grad(set_to_none=True)
+    network = state.network
+    network.clear_gradients()
     terms: Sums = {}
     images: list[Tensor] = []
-    layers: list[Sums] = [{} for _ in state.model.moe_layers]
+    layers: list[Sums] = [{} for _ in network.moe_layers]
     for batch in batches:
-        loss = _loss(state.model, objective, batch, config)
-        (loss.total / len(batches)).backward()
+        with network.last_pass(batch is batches[-1]):
+            loss = _loss(network, objective, batch, config)
+            (loss.total / len(batches)).backward()
         shares = {"loss": loss.total, **loss.terms}
         _add(terms, {name: value.detach() / len(batches) for name, value in shares.items()})
-        _gather(state.model, loss.routing, layers)
+        _gather(network, loss.routing, layers)
         images.append(loss.per_image.detach().isfinite())
-    terms["gradient_norm"] = _gradient_norm(state.model)
+    terms, layers = _of_all(network, terms, layers)
     sound = _are_sound(terms, layers)
     _apply(state, config, terms["gradient_norm"], sound)
     _update_routers(state.model, layers, sound)
-    average_weights(state.average, state.model, (1 - config.training.ema_decay) * sound.double())
+    _average(state, (1 - config.training.ema_decay) * sound.double())
     state.step += 1
-    state.counters.position += sum(batch.x.shape[0] for batch in batches)
+    state.counters.position += config.training.global_batch
     return Step(sound, terms, layers, torch.cat(images))
+
+
+def _of_all(network: Parallel, terms: Sums, layers: list[Sums]) -> tuple[Sums, list[Sums]]:
+    """Means and sums over all processes, and the norm of the gradient: one message in all."""
+    group = network.group
+    square = _square(network.collect_gradients(), group.size)
+    if group.size == 1:
+        return {**terms, "gradient_norm": square.sqrt().float()}, layers
+    means = [value / group.size for value in terms.values()]
+    sums = [value for layer in layers for value in layer.values()]
+    *found, square = group.add_up([*means, *sums, square])
+    total = iter(found)
+    terms = {name: next(total) for name in terms}
+    layers = [{name: next(total) for name in layer} for layer in layers]
+    return {**terms, "gradient_norm": square.sqrt().float()}, layers
+
+
+def _square(gradients: list[tuple[Tensor, int]], processes: int) -> Tensor:
+    """This process's part of the sum of the squares of all gradients.
+
+    Of several processes each adds up in another order; wide sums round to the same norm.
+    """
+    wide = None if processes == 1 else torch.float64
+    by_copies: dict[int, list[Tensor]] = {}
+    for own, copies in gradients:
+        by_copies.setdefault(copies, []).append(own)
+    norms = {
+        n: torch.stack(torch._foreach_norm(own, 2, dtype=wide)) for n, own in by_copies.items()
+    }
+    squares = [own.double().square().sum() / copies for copies, own in norms.items()]
+    return torch.stack(squares).sum()
+
+
+def _average(state: TrainingState, share: Tensor) -> None:
+    kept, now = (
+        [own.own for own in network.shares.values()] for network in (state.averaged, state.network)
+    )
+    average_weights(kept, now, share)
+    copy_buffers(state.average, state.model)
 
 
 def _are_sound(terms: Sums, layers: list[Sums]) -> Tensor:
@@ -85,16 +130,16 @@ def _are_sound(terms: Sums, layers: list[Sums]) -> Tensor:
     return finite & (torch.stack(poisoned).sum() == 0) if poisoned else finite
 
 
-def _loss(model: DiT, objective: Objective, batch: Batch, config: RunConfig) -> Loss:
-    plan = training_plan(batch.x.shape[0], config.model.pool_images)
+def _loss(network: Parallel, objective: Objective, batch: Batch, config: RunConfig) -> Loss:
+    plan = training_plan(batch.x.shape[0], config.model.pool_images, network.peers)
     draws = make_draws(objective, config.training.seed, batch)
     low = config.training.precision == "bfloat16"
     with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=low):
-        return objective.loss(model, batch.x, drop_labels(config, batch), draws, plan)
+        return objective.loss(network, batch.x, drop_labels(config, batch), draws, plan)
 
 
-def _gather(model: DiT, routing: tuple[Routing, ...], layers: list[Sums]) -> None:
-    for layer, record, sums in zip(model.moe_layers, routing, layers, strict=True):
+def _gather(network: Parallel, routing: tuple[Routing, ...], layers: list[Sums]) -> None:
+    for layer, record, sums in zip(network.moe_layers, routing, layers, strict=True):
         _add(sums, layer.router.statistics(record))
 
 
@@ -103,14 +148,11 @@ def _add(sums: Sums, more: Sums) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _gradient_norm(model: DiT) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-
-
 def _apply(state: TrainingState, config: RunConfig, norm: Tensor, sound: Tensor) -> None:
     """Clip the gradients and apply them if they are sound."""
     if config.training.clip_norm is not None:
-        parameters = [p for p in state.model.parameters() if p.grad is not None]
+        own = [share.own for share in state.network.shares.values()]
+        parameters = [p for p in own if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(parameters, config.training.clip_norm, norm)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config.training, state.step)

@@ -30,7 +30,7 @@ class _Verdict(NamedTuple):
 
     step: int
     samples: tuple[int, int]  # the first and the last
-    places: list[int]  # where in the data they come from
+    here: list[tuple[int, int]]  # sample and place in the data of each image of this process
     values: Tensor
     arrived: torch.cuda.Event | None
 
@@ -44,9 +44,10 @@ class StepWatch:
 
     def __init__(self, config: RunConfig, folder: RunFolder, state: TrainingState) -> None:
         self._config, self._folder, self._state = config, folder, state
+        self._group = state.network.group
         self._waiting: deque[_Verdict] = deque()
         self.past: int | None = None  # the sample after one bad step too many
-        for path in (folder.bad_steps, folder.spikes):
+        for path in (folder.bad_steps, folder.spikes) if self._group.first else ():
             forget_later(path, state.counters.position - 1, "last_sample")
 
     @property
@@ -63,9 +64,12 @@ class StepWatch:
         """Take in the step that was just done."""
         scalars = (step.sound, step.terms["loss"], step.terms["gradient_norm"])
         values = torch.cat([torch.stack([x.double() for x in scalars]), step.image_sound.double()])
-        last = batches[-1].first + batches[-1].x.shape[0] - 1
-        places = [place for batch in batches for place in batch.index]
-        verdict = _sent(self._state.step, (batches[0].first, last), places, values)
+        end = self._state.counters.position
+        samples = end - self._config.training.global_batch, end - 1
+        here = [
+            (batch.first + row, place) for batch in batches for row, place in enumerate(batch.index)
+        ]
+        verdict = _sent(self._state.step, samples, here, values)
         self._waiting.append(verdict)
         lag = _LAG if verdict.arrived is not None else 0
         while len(self._waiting) > lag and self.past is None:
@@ -92,9 +96,9 @@ class StepWatch:
                 "step %d was skipped: its loss or gradient is not finite (%d so far, see %s)",
                 *(verdict.step, counters.bad_steps, self._folder.bad_steps),
             )
-        broken = [place for place, good in zip(verdict.places, images, strict=False) if not good]
+        broken = [at for at, good in zip(verdict.here, images, strict=False) if not good]
         terms = {"loss": loss, "gradient_norm": norm}
-        self._note(self._folder.bad_steps, verdict, terms, {"broken": broken})
+        self._note(self._folder.bad_steps, verdict, terms, {"broken": self._of_all(broken)})
         if counters.bad_in_a_row >= self._config.loop.max_bad_in_a_row:
             self.past = verdict.samples[1] + 1
 
@@ -122,22 +126,31 @@ class StepWatch:
         self, path: Path, verdict: _Verdict, values: dict[str, float], more: dict[str, list[int]]
     ) -> None:
         """Write a line: `places` of all images in the data, `broken` of those that did it."""
+        places = self._of_all(verdict.here)
+        if not self._group.first:
+            return
         known = {key: value if math.isfinite(value) else None for key, value in values.items()}
         first, last = verdict.samples
         where = {"step": verdict.step, "first_sample": first, "last_sample": last}
-        line = {**where, **known, **more, "places": verdict.places}
+        line = {**where, **known, **more, "places": places}
         append_text(path, json.dumps(line) + "\n")
 
+    def _of_all(self, here: list[tuple[int, int]]) -> list[int]:
+        """Places of all processes, in the order of samples."""
+        return [place for _, place in sorted(at for own in self._group.gather(here) for at in own)]
 
-def _sent(step: int, samples: tuple[int, int], places: list[int], values: Tensor) -> _Verdict:
+
+def _sent(
+    step: int, samples: tuple[int, int], here: list[tuple[int, int]], values: Tensor
+) -> _Verdict:
     """A verdict whose values are on their way to the host."""
     if values.device.type != "cuda":
-        return _Verdict(step, samples, places, values, None)
+        return _Verdict(step, samples, here, values, None)
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()
-    return _Verdict(step, samples, places, host, arrived)
+    return _Verdict(step, samples, here, host, arrived)
 
 
 def _is_round(count: int) -> bool:

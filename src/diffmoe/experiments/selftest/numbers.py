@@ -25,7 +25,7 @@ from diffmoe.experiments.selftest.tiny import (
 from diffmoe.model import RoutingPlan, top_pairs
 from diffmoe.objective import Loss, Objective, build_objective
 from diffmoe.randomness import normals
-from diffmoe.training import TrainingState, new_state, state_parts, train_step
+from diffmoe.training import TrainingState, new_state, own_tensor, state_parts, train_step
 
 __all__ = ["NUMBERS"]
 
@@ -46,7 +46,8 @@ class Poisoned:
         """The loss of the inner objective, poisoned."""
         found = self.inner.loss(model, *others)
         if self.how == "gradient":
-            nothing = (model.final.weight - model.final.weight.detach()).sum()
+            weight = model.model.final.weight
+            nothing = (weight - weight.detach()).sum()
             # The root of 0 is 0 and has no derivative: 0 times infinity.
             return replace(found, total=found.total + nothing.abs().sqrt() * nothing)
         bad = {"nan": math.nan, "inf": math.inf}.get(self.how)
@@ -94,7 +95,11 @@ def bad_steps(folder: Path, seed: int, count: int) -> Iterator[Trial]:
 
 def _kept(state: TrainingState) -> dict[str, Tensor]:
     parts = state_parts(state)
-    return {f"{p}/{n}": v.detach().clone() for p, part in parts.items() for n, v in part.items()}
+    return {
+        f"{p}/{n}": own_tensor(v).detach().clone()
+        for p, part in parts.items()
+        for n, v in part.items()
+    }
 
 
 def divergence(folder: Path, seed: int, count: int) -> Iterator[Trial]:

@@ -14,7 +14,7 @@ from diffmoe.experiments.speed.loops import LoopMixture, loop_twin
 from diffmoe.model import DiT, MixtureOfExperts, RoutingPlan, build_model
 from diffmoe.objective import Draws, build_objective
 from diffmoe.randomness import normals, uniforms
-from diffmoe.training import average_weights, build_optimizer
+from diffmoe.training import average_weights, build_optimizer, copy_buffers
 
 __all__ = ["LayerWork", "Machine", "ModelWork", "largest_difference"]
 
@@ -100,15 +100,18 @@ class ModelWork:
         """A training step with optimizer and weight average, as training does it."""
         if self._optimizer is None:
             self._average = copy.deepcopy(self.model).requires_grad_(False)
-            self._optimizer = build_optimizer(self.model, self.config.training)
+            self._optimizer = build_optimizer(self.model.parameters(), self.config.training)
         step, optimizer, average = self.step(model, dtype), self._optimizer, self._average
+        assert average is not None
+        kept, now = list(average.parameters()), list(self.model.parameters())
         share = 1 - self.config.training.ema_decay
         weight = torch.full((), share, device=next(self.model.parameters()).device)
 
         def run() -> Tensor:
             loss: Tensor = step()
             optimizer.step()
-            average_weights(average, self.model, weight)
+            average_weights(kept, now, weight)
+            copy_buffers(average, self.model)
             return loss
 
         return run
