@@ -526,13 +526,23 @@ def test_an_unreadable_image_is_named_with_its_index(
     assert not list((home / "new").glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("size", ["2", "several"])
-def test_several_processes_are_refused(
-    size: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("2", "WORLD_SIZE is 2 and RANK, MASTER_ADDR, MASTER_PORT are not set — start several"),
+        ("several", "RANK 0 and WORLD_SIZE several are no numbers — start it with torchrun"),
+    ],
+)
+def test_processes_that_no_launcher_has_started_are_refused(
+    size: str,
+    said: str,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", size)
     code, sentence = refused("train digits-diffmoe", capsys)
-    assert code == 2 and f"WORLD_SIZE is {size}" in sentence
+    assert code == 2 and said in sentence
     assert not (home / "runs").exists()
 
 
