@@ -168,8 +168,9 @@ def _record(error: BaseException) -> None:
     asked_for = getattr(error, "exit_code", None) == ExitCode.RESUMABLE
     if asked_for or "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return
-    stack = "" if isinstance(error, DiffMoEError) else "".join(traceback.format_exception(error))
-    more = {"py_callstack": stack, "timestamp": str(int(time.time()))}
+    more = {"timestamp": str(int(time.time()))}
+    if not isinstance(error, DiffMoEError):  # shown instead of the message, where it is there
+        more["py_callstack"] = "".join(traceback.format_exception(error))
     with suppress(OSError):
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
             json.dumps({"message": {"message": _words(error), "extraInfo": more}})
