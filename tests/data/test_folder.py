@@ -246,7 +246,9 @@ def test_channels_that_no_image_has(images: Path, make_config) -> None:
 
 def test_pictures_without_labels_are_nothing_to_train_on(images: Path) -> None:
     loose = open_pictures(images / "cat", labelled=False)
-    with pytest.raises(ConfigError, match="pictures without labels are nothing to train on"):
+    with pytest.raises(
+        ConfigError, match="pictures without labels or captions are nothing to train on"
+    ):
         ImageSource(loose, channels=3, side=8)
 
 
