@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from diffmoe.evaluation.networks.pretrained import CONFIG, WEIGHTS
+from diffmoe.codec import CONFIG, WEIGHTS
 
 LENGTH = 12  # tokens of a caption
 LETTERS = "abcdefghij"
@@ -36,6 +36,42 @@ def save_clip(folder: Path, image_size: int = 224) -> Path:
     config = CLIPConfig(text_config=sizes | text, vision_config=sizes | vision, projection_dim=8)
     _save(CLIPModel(config), folder)
     CLIPTokenizerFast(vocab=vocabulary(), merges=[]).save_pretrained(folder)
+    return folder
+
+
+def save_t5(folder: Path, **changes: int) -> Path:
+    """A whole T5 of width 16, decoder included, that reads letters as captions."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    config = T5Config(vocab_size=30, feed_forward_proj="gated-gelu", **sizes | changes)
+    _save(T5ForConditionalGeneration(config), folder)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces += [(f"{start}{x}", -3.0) for start in ("▁", "") for x in LETTERS]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def in_shards(folder: Path) -> Path:
+    """The weights of a folder moved into two files and their list, as those of large networks."""
+    from safetensors.torch import load_file, save_file
+
+    state, listed = load_file(folder / WEIGHTS), {}
+    for number, names in enumerate((sorted(state)[::2], sorted(state)[1::2]), 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: state[name] for name in names}, folder / file, {"format": "pt"})
+        listed |= dict.fromkeys(names, file)
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": listed})
+    )
     return folder
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from diffmoe.checkpoint import newest_checkpoint, read_part
 from diffmoe.config import RunConfig
-from diffmoe.training import loop, train
+from diffmoe.training import material, train
 from runs import run_config
+from texts import text_run
 from together import together
 
 __all__ = ["Run", "losses", "shared_run", "tensors", "train_all", "trained"]
@@ -30,21 +31,22 @@ class Run:
 
 
 def shared_run(router: str = "batch_pool", **changes: Any) -> RunConfig:
-    """A tiny run whose batch of 32 can be shared by 1, 2 and 4 processes."""
+    """A tiny run whose batch of 32 can be shared by 1, 2 and 4 processes; `captions` are scenes."""
     small = {"training__global_batch": 32, "loop__log_every": 1, "loop__checkpoint_every": 1000}
-    return run_config(router, **{**small, **changes})
+    small |= changes
+    return text_run(**small) if router == "captions" else run_config(router, **small)
 
 
 def train_all(runs: Sequence[Run]) -> None:
     """Train one after the other, with the processes that were started beside this one."""
-    honest = loop.stream
+    honest = material.stream
     for run in runs:
         torch.set_default_dtype(torch.float64 if run.wide else torch.float32)
-        loop.stream = _widened if run.wide else honest
+        material.stream = _widened if run.wide else honest
         try:
             train(run.config, run.path, progress=False)
         finally:
-            loop.stream = honest
+            material.stream = honest
             torch.set_default_dtype(torch.float32)
 
 

@@ -12,7 +12,7 @@ from diffmoe.experiments import analyze, evaluate, prepare, report
 from diffmoe.model import RoutingPlan, build_model
 from diffmoe.objective import build_objective
 from diffmoe.presets import preset
-from diffmoe.sampling import calibrate, generate
+from diffmoe.sampling import calibrate, encode_prompts, generate
 from diffmoe.training import train
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "build_model",
     "build_objective",
     "calibrate",
+    "encode_prompts",
     "evaluate",
     "generate",
     "load",

@@ -76,7 +76,12 @@ SOME = ("4, data parallel", "2, sharded", "4, a pool on all", "4, experts spread
 
 @pytest.mark.parametrize(
     ("router", "cases"),
-    [("batch_pool", tuple(SHARED)), ("token_choice", SOME), ("expert_choice", SOME[:3])],
+    [
+        ("batch_pool", tuple(SHARED)),
+        ("token_choice", SOME),
+        ("expert_choice", SOME[:3]),
+        ("captions", SOME),
+    ],
 )
 def test_any_number_of_processes_trains_the_same_model(
     router: str, cases: tuple[str, ...], tmp_path: Path
@@ -95,7 +100,7 @@ def test_any_number_of_processes_trains_the_same_model(
                 found[key], value, rtol=1e-9, atol=1e-11, msg=f"{name} {key}"
             )
         thresholds = [key for key in wanted if "threshold" in key]
-        assert len(thresholds) == (8 if router == "batch_pool" else 0)
+        assert len(thresholds) == (8 if router in ("batch_pool", "captions") else 0)
         for key in thresholds:
             torch.testing.assert_close(found[key], wanted[key], rtol=0, atol=1e-12)
 

@@ -16,7 +16,7 @@ from diffmoe.checkpoint import RunFolder, joint, newest_checkpoint
 from diffmoe.config import RunConfig
 from diffmoe.data.stream import _Samples
 from diffmoe.errors import DataError
-from diffmoe.training import loop, train
+from diffmoe.training import loop, material, train
 from runs_together import Run, losses, shared_run, tensors, trained
 from together import Answer, together
 
@@ -148,7 +148,7 @@ def test_the_cause_is_that_of_the_process_that_failed(kind: str, size: int, tmp_
 
 def _damage(path: Path) -> Break:
     def break_it() -> None:
-        honest = loop.stream
+        honest = material.stream
 
         def stream(*arguments: Any, first: int, rank: int, **named: Any) -> Iterator[Any]:
             for number, batch in enumerate(honest(*arguments, first=first, rank=rank, **named)):
@@ -156,7 +156,7 @@ def _damage(path: Path) -> Break:
                     raise DataError("the image cannot be read", where=str(path))
                 yield batch
 
-        loop.stream = stream
+        material.stream = stream
 
     return break_it
 
@@ -190,7 +190,7 @@ def test_a_process_that_hangs_is_named_after_the_timeout(size: int, tmp_path: Pa
 
 def _poison(sample: int) -> Break:
     def break_it() -> None:
-        honest = loop.stream
+        honest = material.stream
 
         def stream(*arguments: Any, **named: Any) -> Iterator[Any]:
             for batch in honest(*arguments, **named):
@@ -199,7 +199,7 @@ def _poison(sample: int) -> Break:
                     x[sample - batch.first] = torch.nan
                 yield batch._replace(x=x)
 
-        loop.stream = stream
+        material.stream = stream
         torch.set_default_dtype(torch.float64)
 
     return break_it
@@ -236,7 +236,7 @@ def _counters(path: Path) -> dict[str, Any]:
 
 def _nan_from(first: int) -> Break:
     def break_it() -> None:
-        honest = loop.stream
+        honest = material.stream
 
         def stream(*arguments: Any, **named: Any) -> Iterator[Any]:
             for batch in honest(*arguments, **named):
@@ -244,7 +244,7 @@ def _nan_from(first: int) -> Break:
                 bad = bad and named["rank"] == named["processes"] - 1
                 yield batch._replace(x=batch.x * torch.nan) if bad else batch
 
-        loop.stream = stream
+        material.stream = stream
 
     return break_it
 

@@ -14,7 +14,7 @@ from torch import nn
 from diffmoe import distributed
 from diffmoe.config import ROUTER_OPTIONS, ExpertChoice, RunConfig
 from diffmoe.model import ROUTERS, ExpertChoiceRouter
-from diffmoe.training import loop, start, train
+from diffmoe.training import material, start, train
 from runs_together import Run, losses, shared_run, trained
 from together import Answer, together
 
@@ -57,14 +57,14 @@ def _other_torch() -> None:
 
 
 def _other_data() -> None:
-    honest = loop.open_source
+    honest = material.open_source
 
     def opened(config: RunConfig) -> Any:
         source = honest(config)
         type(source).fingerprint = property(lambda self: "another")
         return source
 
-    loop.open_source = opened
+    material.open_source = opened
 
 
 DIFFERENCES = {

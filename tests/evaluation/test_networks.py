@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffmoe.codec import blocks, exact_arithmetic
 from diffmoe.errors import DataError
 from diffmoe.evaluation.inception import Inception
 from diffmoe.evaluation.networks import BLOCK, FeatureNetwork, Features, InceptionNetwork
-from diffmoe.evaluation.networks.features import blocks, check_images, exact_arithmetic
+from diffmoe.evaluation.networks.features import check_images
 from inception_reading import images, random_state
 
 
 def test_blocks_are_full_and_the_last_is_filled_with_its_last_row() -> None:
     rows = torch.arange(2 * BLOCK + 3)
-    found = list(blocks(rows))
+    found = list(blocks(rows, BLOCK))
     assert [count for _, count in found] == [BLOCK, BLOCK, 3]
     assert all(len(block) == BLOCK for block, _ in found)
     assert torch.equal(torch.cat([block[:count] for block, count in found]), rows)
@@ -74,7 +75,7 @@ def test_inception_gives_what_the_bare_network_gives(
     inception: Inception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks of two: the last digits depend on a batch's size."""
-    monkeypatch.setattr("diffmoe.evaluation.networks.features.BLOCK", 2)
+    monkeypatch.setattr("diffmoe.evaluation.networks.inception_network.BLOCK", 2)
     network: FeatureNetwork = InceptionNetwork(inception)
     assert (network.name, network.fingerprint, network.side) == ("inception", "abc", None)
     pixels = images(3)

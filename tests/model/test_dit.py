@@ -15,7 +15,8 @@ import tiny
 from diffmoe.config import BatchPool
 from diffmoe.errors import ConfigError
 from diffmoe.model import ROUTERS, BatchPoolRouter, DiT, Prediction, RoutingPlan, build_model
-from diffmoe.model.embed import LabelEmbedder, TimeEmbedder, position_table, unpatchify
+from diffmoe.model.condition import LabelEmbedder
+from diffmoe.model.embed import TimeEmbedder, position_table, unpatchify
 from long_record import hold
 
 TOKEN = RoutingPlan(selection="token", policy="ema")
@@ -166,7 +167,7 @@ def test_a_router_sets_what_is_inside_of_it() -> None:
 def test_the_null_class_is_the_last_row() -> None:
     embed = LabelEmbedder(5, 8)
     assert embed.table.weight.shape == (6, 8)
-    assert torch.equal(embed(torch.tensor([5, 0])), embed.table.weight[[5, 0]])
+    assert torch.equal(embed(torch.tensor([5, 0])).vector, embed.table.weight[[5, 0]])
     assert tiny.config().null_class == 5
 
 
@@ -225,7 +226,7 @@ def test_the_backbone_is_that_of_dit(kind: str) -> None:
 
     patches = x_t.reshape(3, 2, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(3, 4, 8)
     x = patches @ model.patches.weight.flatten(1).T + model.patches.bias + model.positions
-    vector = F.silu(model.times(t) + model.labels(labels))
+    vector = F.silu(model.times(t) + model.labels(labels).vector)
     parts = (vector @ block.modulate.proj.weight.T + block.modulate.proj.bias)[:, None]
     shift1, scale1, gate1, shift2, scale2, gate2 = parts.split(width, dim=-1)
     rows = norm(x) * (1 + scale1) + shift1

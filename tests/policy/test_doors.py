@@ -11,21 +11,22 @@ PACKAGE = ROOT / "src" / "diffmoe"
 TABLE = {
     "errors": "",
     "randomness": "",
+    "captions": "",
     "config": "errors",
     "arguments": "config errors",
     "device": "errors",
     "distributed": "errors",
     "presets": "config errors",
-    "codec": "config errors randomness",
-    "data": "config errors randomness codec",
-    "model": "config errors",
-    "objective": "config errors model",
+    "codec": "captions config errors randomness",
+    "data": "captions config errors randomness codec",
+    "model": "captions config errors",
+    "objective": "captions config errors model",
     "checkpoint": "config errors model",
-    "training": "config device distributed errors randomness codec data model objective checkpoint",
-    "sampling": "config errors randomness codec model objective checkpoint",
-    "evaluation": "config errors randomness data codec model objective checkpoint sampling",
-    "analysis": "config errors randomness data model objective checkpoint sampling evaluation",
-    "experiments": "__init__ errors randomness config device distributed presets codec data model"
+    "training": "captions config device distributed errors randomness codec data model objective checkpoint",
+    "sampling": "captions config errors randomness codec model objective checkpoint",
+    "evaluation": "captions config errors randomness data codec model objective checkpoint sampling",
+    "analysis": "captions config errors randomness data model objective checkpoint sampling evaluation",
+    "experiments": "__init__ captions errors randomness config device distributed presets codec data model"
     " objective checkpoint training sampling evaluation analysis",
 }
 DOORS = {room: frozenset(may.split()) for room, may in TABLE.items()}

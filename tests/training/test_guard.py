@@ -23,6 +23,7 @@ from diffmoe.objective import build_objective
 from diffmoe.training import (
     Saver,
     loop,
+    material,
     new_state,
     state_parts,
     step,
@@ -161,7 +162,7 @@ def test_bad_steps_are_skipped_counted_and_named(
 ) -> None:
     config = run_config(loop__steps=8, loop__log_every=4, machine__micro_batch=8)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(loop, "stream", poisoned(loop.stream, 20, 90))  # of steps 2 and 6
+        patch.setattr(material, "stream", poisoned(material.stream, 20, 90))  # of steps 2 and 6
         train(config, tmp_path, progress=False)
     folder = RunFolder(tmp_path)
     assert all(value.isfinite().all() for value in newest_tensors(tmp_path).values())
@@ -190,7 +191,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(
     )
     with monkeypatch.context() as patch:
         bad = range(16 * 5, 16 * 12, 16)  # steps 6 and after, beside 1 and 3
-        patch.setattr(loop, "stream", poisoned(loop.stream, 0, 32, *bad))
+        patch.setattr(material, "stream", poisoned(material.stream, 0, 32, *bad))
         with pytest.raises(NonFiniteError, match="in 3 steps in a row, up to step 8") as caught:
             train(config, tmp_path / "run", progress=False)
     assert caught.value.exit_code is ExitCode.NON_FINITE == 4
@@ -210,7 +211,7 @@ def test_the_last_good_checkpoint_is_kept_and_named(
     """Checkpoints of bad steps hold the same weights, but what led there may be in them."""
     config = run_config(loop__checkpoint_every=1, loop__keep_checkpoints=1, loop__steps=12)
     config = changed(config, {"loop.max_bad_in_a_row": 5})
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(48, 200, 16)))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, *range(48, 200, 16)))
     with pytest.raises(NonFiniteError, match="last good checkpoint: step-00000003"):
         train(config, tmp_path, progress=False)
     folders = sorted(RunFolder(tmp_path).checkpoints.glob("step-*"))
@@ -228,7 +229,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
 
 def test_the_image_that_did_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A poisoned image harms no other of its pool, so its own loss tells."""
-    honest = loop.stream
+    honest = material.stream
 
     def stream_with_one(*others: Any, **more: Any) -> Any:
         for batch in honest(*others, **more):
@@ -237,7 +238,7 @@ def test_the_image_that_did_it_is_named(tmp_path: Path, monkeypatch: pytest.Monk
                 x[5, 0, 3, 3] = math.inf
             yield batch._replace(x=x)
 
-    monkeypatch.setattr(loop, "stream", stream_with_one)
+    monkeypatch.setattr(material, "stream", stream_with_one)
     train(run_config(), tmp_path, progress=False)
     (line,) = lines(RunFolder(tmp_path).bad_steps)
     assert line["broken"] == [line["places"][5]]
@@ -256,7 +257,9 @@ def test_a_rewind_goes_on_with_the_data_after_the_bad_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = rewound(tmp_path)
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))  # steps 5 and 6
+    monkeypatch.setattr(
+        material, "stream", poisoned(material.stream, *range(64, 96))
+    )  # steps 5 and 6
     train(config, tmp_path / "run", progress=False)
     assert "2 steps in a row were not finite: going on from step-00000004" in caplog.text
     folder = RunFolder(tmp_path / "run")
@@ -281,7 +284,7 @@ def test_a_stop_around_a_rewind_changes_nothing(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = rewound(tmp_path)
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, *range(64, 96)))
     train(config, tmp_path / "straight", progress=False)
     train(changed(config, {"loop.steps": stop}), tmp_path / "run", progress=False)
     train(config, tmp_path / "run", progress=False)
@@ -302,7 +305,7 @@ def test_a_device_ahead_of_the_host_goes_back_to_the_same(
 ) -> None:
     """Verdicts two steps late, or at once before a save or a line: the same run to the last bit."""
     config = changed(rewound(tmp_path), {"loop.log_every": 5, "loop.checkpoint_every": 3})
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, *range(64, 96)))
     train(config, tmp_path / "near", progress=False)
     honest = watch._sent
     with monkeypatch.context() as patch:
@@ -326,7 +329,7 @@ def test_a_line_of_the_way_that_was_left_stays(
 ) -> None:
     """A job killed soon after it went back still knows what it met before."""
     config = changed(rewound(tmp_path), {"loop.checkpoint_every": 1})
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, *range(64, 96)))
     honest = loop.train_step
 
     def killed(state: Any, *others: Any) -> Any:
@@ -363,7 +366,7 @@ def test_a_rewind_gives_up_what_was_saved_since(
     """A checkpoint of the way that was left would else stand for the step of the new one."""
     config = rewound(tmp_path, loop__checkpoint_every=5, loop__keep_checkpoints=9)
     config = changed(config, {"loop.max_bad_in_a_row": 3})
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(16 * 8, 16 * 11)))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, *range(16 * 8, 16 * 11)))
     train(config, tmp_path, progress=False)
     for step_, position in ((5, 5), (10, 16), (12, 18)):
         manifest = verify(RunFolder(tmp_path).checkpoints / f"step-{step_:08d}")
@@ -377,7 +380,7 @@ def test_without_a_good_checkpoint_a_rewind_leads_to_the_beginning(
     """Also where checkpoints of bad steps are there: they are given up."""
     config = changed(rewound(tmp_path), {"loop.checkpoint_every": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stream", poisoned(loop.stream, *range(32)))  # steps 1 and 2
+        patch.setattr(material, "stream", poisoned(material.stream, *range(32)))  # steps 1 and 2
         train(config, tmp_path / "run", progress=False)
     newest = newest_checkpoint(RunFolder(tmp_path / "run").checkpoints)
     assert newest is not None and newest[1].state["position"] == 16 * 14
@@ -395,7 +398,7 @@ def test_a_rewind_ends_the_readers_of_the_way_that_was_left(
 ) -> None:
     data = stored_latents(tmp_path / "latents", 64)
     config = changed(rewound(tmp_path, data=data), {"machine.workers": 2})
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 96)))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, *range(64, 96)))
     honest, readers = loop.train_step, []
 
     def counted(state: Any, *others: Any) -> Any:
@@ -410,7 +413,7 @@ def test_a_rewind_ends_the_readers_of_the_way_that_was_left(
 
 def test_rewinds_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = changed(rewound(tmp_path), {"loop.rewinds": 3})
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, *range(64, 10_000, 16)))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, *range(64, 10_000, 16)))
     with pytest.raises(NonFiniteError, match=r"--loop\.rewinds 4") as caught:
         train(config, tmp_path, progress=False)
     assert "last good checkpoint: step-00000004" in str(caught.value)
@@ -424,8 +427,8 @@ def test_a_spike_is_noted_and_hides_no_other(
 ) -> None:
     config = run_config(loop__steps=80, loop__log_every=100, loop__checkpoint_every=100)
     config = changed(config, {"training.learning_rate": 1e-6})
-    poison = poisoned(loop.stream, 16 * 59, 16 * 69, value=100.0)  # steps 60 and 70
-    monkeypatch.setattr(loop, "stream", poison)
+    poison = poisoned(material.stream, 16 * 59, 16 * 69, value=100.0)  # steps 60 and 70
+    monkeypatch.setattr(material, "stream", poison)
     train(config, tmp_path, progress=False)
     found = lines(RunFolder(tmp_path).spikes)
     assert [line["step"] for line in found] == [60, 70]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import diffmoe.training.loop as loop
+import diffmoe.training.material as material
 from diffmoe.checkpoint import RunFolder, load, newest_checkpoint
 from diffmoe.cli import main
 from diffmoe.config import SD_VAE, FolderData, RunConfig, read_config, to_yaml
@@ -429,7 +430,7 @@ def test_a_sample_that_cannot_be_read_harms_no_run_that_is_there(
 
     train(run_config(), tmp_path, progress=False)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    monkeypatch.setattr(loop, "stream", unreadable)
+    monkeypatch.setattr(material, "stream", unreadable)
     with pytest.raises(DataError, match="image 3 cannot be read"):
         train(run_config(loop__steps=6), tmp_path, progress=False)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

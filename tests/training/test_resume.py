@@ -28,7 +28,7 @@ from diffmoe.errors import ConfigError, DataError, ExitCode, NonFiniteError, Sto
 from diffmoe.model import DiT
 from diffmoe.objective import build_objective
 from diffmoe.sampling import generate
-from diffmoe.training import Counters, loop, state, train, watch
+from diffmoe.training import Counters, loop, material, state, train, watch
 from long_record import hold
 from runs import (
     OBJECTIVES,
@@ -295,7 +295,7 @@ def test_a_resume_that_forgets_a_counter_is_seen(
         state[name] = type(state[name])(0)
 
     monkeypatch.setattr(watch, "_ENOUGH", 1)
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, 0, 48, 64))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, 0, 48, 64))
     until(config, tmp_path / "straight", 10)
     until(config, tmp_path / "honest", 8)
     shutil.copytree(tmp_path / "honest", tmp_path / "forgetful")
@@ -314,7 +314,7 @@ def test_a_resume_that_forgets_how_many_steps_in_a_row_were_bad_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(loop__max_bad_in_a_row=3)
-    monkeypatch.setattr(loop, "stream", poisoned(loop.stream, 48, 64, 80))
+    monkeypatch.setattr(material, "stream", poisoned(material.stream, 48, 64, 80))
     until(config, tmp_path / "honest", 4)
     shutil.copytree(tmp_path / "honest", tmp_path / "forgetful")
     rewritten(tmp_path / "honest")

@@ -4,14 +4,14 @@ import fcntl
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffmoe.checkpoint.choice import claimed_step
-from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_file, write_text
+from diffmoe.checkpoint.files import entries, storage_errors, sweep, write_text
+from diffmoe.checkpoint.lines import read_lines, write_lines
 from diffmoe.checkpoint.locks import unshared
 from diffmoe.checkpoint.metrics import read_metrics
 from diffmoe.config import (
@@ -25,8 +25,6 @@ from diffmoe.errors import ConfigError, NoRunError, StorageError
 __all__ = ["RunFolder"]
 
 _LOG = logging.getLogger(__name__)
-_BREAKS = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would end a line, or undo an escape
-_ESCAPE = re.compile(r"\\(\\|u(?!d[89a-f])[0-9a-f]{4})")
 
 
 @dataclass(frozen=True)
@@ -109,12 +107,7 @@ class RunFolder:
 
         They are for messages and pages: bytes that are no text are replaced, not refused.
         """
-        try:
-            text = self._classes.read_bytes().decode("utf-8", "replace")
-        except OSError:
-            return ()
-        lines = text.removesuffix("\n").split("\n") if text else []
-        return tuple(_ESCAPE.sub(_unescaped, line) for line in lines)
+        return read_lines(self._classes)
 
     def trained_classes(self, classes: int) -> int:
         """How many of a model's classes were trained, the first ones: those that have names here.
@@ -125,13 +118,35 @@ class RunFolder:
 
     def keep_class_names(self, names: Sequence[str]) -> None:
         """Write the names of the classes, a line each, for when the data are not at hand."""
-        lines = "".join(_BREAKS.sub(_escaped, name) + "\n" for name in names)
-        content = lines.encode("utf-8", "backslashreplace")
-        write_file(self._classes, lambda aside: aside.write_bytes(content))
+        write_lines(self._classes, names)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The vocabulary of a network that reads words, in the order of its table."""
+        return read_lines(self._words)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Some captions of the training, for when nobody names a prompt."""
+        return read_lines(self._captions)
+
+    def keep_texts(self, words: Sequence[str], captions: Sequence[str]) -> None:
+        """Write the vocabulary, if there is one, and some captions, a line each."""
+        if words:
+            write_lines(self._words, words)
+        write_lines(self._captions, captions)
 
     @property
     def _classes(self) -> Path:
         return self.path / "classes.txt"
+
+    @property
+    def _words(self) -> Path:
+        return self.path / "words.txt"
+
+    @property
+    def _captions(self) -> Path:
+        return self.path / "captions.txt"
 
     @contextmanager
     def locked(self) -> Iterator[int]:
@@ -175,7 +190,7 @@ class RunFolder:
     def _tidy(self) -> None:
         with storage_errors("to the run folder", self.path):
             sweep(self.checkpoints)
-            own = (self.config, self._classes, self._saved)
+            own = (self.config, self._classes, self._words, self._captions, self._saved)
             for written in (*own, *self._told):  # a report may be at work beside this job
                 sweep(self.path, written.stem)
 
@@ -194,7 +209,7 @@ class RunFolder:
         things that belong to no run.
         """
         changed = self._changes(config)
-        if changed and self._has_past:
+        if changed and self.has_past:
             raise ConfigError(
                 f"the run folder holds another config: {changed}",
                 where=str(self.path),
@@ -226,7 +241,8 @@ class RunFolder:
         return ", ".join(f"{name} {a} -> {b}" for name, (a, b) in list(found.items())[:5])
 
     @property
-    def _has_past(self) -> bool:
+    def has_past(self) -> bool:
+        """Whether a checkpoint was written here, be it lost."""
         return claimed_step(self.checkpoints) is not None or self.saved_step is not None
 
     @property
@@ -252,16 +268,6 @@ class RunFolder:
             return ""
         others = (path for path in entries(self.path) if not _is_leftover(path))
         return next((path.name for path in others), "")
-
-
-def _escaped(match: re.Match[str]) -> str:
-    sign = match.group()
-    return sign * 2 if sign == "\\" else f"\\u{ord(sign):04x}"
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    inner = match.group(1)
-    return inner if inner == "\\" else chr(int(inner[1:], 16))
 
 
 def _is_leftover(path: Path) -> bool:

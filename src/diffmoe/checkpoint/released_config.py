@@ -39,7 +39,7 @@ _PERIOD = 2  # of a dense model, where it has no effect
 class _Found:
     """What the tensors tell."""
 
-    sizes: dict[str, int]  # fields of ModelConfig
+    sizes: dict[str, Any]  # fields of ModelConfig
     kind: str  # of the router
     experts: int
     period: int | None  # moe_period; None for a dense model

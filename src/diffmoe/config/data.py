@@ -17,6 +17,7 @@ __all__ = [
     "DigitsData",
     "FolderData",
     "PixelCodec",
+    "ScenesData",
 ]
 
 
@@ -41,6 +42,7 @@ class FolderData(Checked):
     kind: ClassVar[str] = "folder"
     path: Annotated[Path | None, MACHINE] = None  # the folder or archive; None = not yet chosen
     flip: bool = True  # mirror half of the images at random
+    caption_field: str | None = None  # column or key of captions; None = the usual names
     on_bad_sample: Annotated[Literal["error", "replace"], EXTEND] = "error"  # a damaged one
     max_bad_share: Annotated[float, EXTEND] = 1e-3  # share of the samples that may be replaced
 
@@ -49,7 +51,22 @@ class FolderData(Checked):
         yield from within(0, 1, self, "max_bad_share")
 
 
-DataConfig = DigitsData | FolderData
+@dataclass(frozen=True, kw_only=True)
+class ScenesData(Checked):
+    """Drawn pictures of coloured shapes with captions, of any side: see docs/scenes.md."""
+
+    group: ClassVar[str] = "data"
+    kind: ClassVar[str] = "scenes"
+    count: int = 100_000  # pictures
+    seed: int = 0  # of what is drawn
+
+    def ranges(self) -> Iterator[ConfigError]:
+        """There are pictures."""
+        yield from within(1, 2**40, self, "count")
+        yield from within(0, 2**63 - 1, self, "seed")
+
+
+DataConfig = DigitsData | FolderData | ScenesData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from typing import ClassVar
 
+from diffmoe.config.captions import NoText, TextConfig
 from diffmoe.config.checks import Checked, at_least, is_sound, raised
 from diffmoe.errors import ConfigError
 
@@ -152,6 +153,9 @@ def register_options(options: type[RouterOptions]) -> None:
     ROUTER_OPTIONS[options.kind] = options  # a notebook defines a class again and again
 
 
+_CLASSES_ONLY = NoText()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
     """A diffusion transformer (DiT) whose odd feed-forward layers may be mixtures of experts."""
@@ -165,15 +169,16 @@ class ModelConfig(Checked):
     depth: int  # transformer blocks
     heads: int  # attention heads
     mlp_ratio: int  # hidden width of a feed-forward layer / D
-    num_classes: int  # classes; the null class of guidance is one more row of the table
+    num_classes: int  # classes; one more row is the null class of guidance; 0 = captions instead
     router: RouterOptions  # who chooses which expert sees which token
     moe_period: int  # blocks moe_period - 1, 2 * moe_period - 1, ... are MoE; 2 in the paper
     pool_images: int  # images whose tokens compete for an expert in training
+    text: TextConfig = _CLASSES_ONLY  # what is read of captions, where they are the condition
 
     def ranges(self) -> Iterator[ConfigError]:
         """Sizes are those of a network."""
         for name, value in vars(self).items():
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and value < (name != "num_classes"):
                 yield ConfigError(f"model.{name} {value} is not positive", remedy="use 1 or more")
             if name in _LARGEST and value > _LARGEST[name]:
                 yield ConfigError(
@@ -191,6 +196,7 @@ class ModelConfig(Checked):
                 f" {self.patch_size}",
                 remedy=f"use {legal}",
             )
+        yield from self._condition()
         if self.width % self.heads:
             yield ConfigError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}",
@@ -214,6 +220,24 @@ class ModelConfig(Checked):
             )
         if is_sound(self.router) and self.tokens:
             yield from raised(self.router.check, self.tokens, self.pool_images)
+
+    def _condition(self) -> Iterator[ConfigError]:
+        """Classes or captions, never both."""
+        if self.reads_text and self.num_classes:
+            yield ConfigError(
+                f"model.num_classes {self.num_classes} does not go with model.text of kind"
+                f" {self.text.kind}",
+                remedy="set it to 0: captions are the condition",
+            )
+        if not self.reads_text and not self.num_classes:
+            yield ConfigError(
+                "model.num_classes 0 is not positive", remedy="use 1 or more, or a text preset"
+            )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the condition is a caption, not a class."""
+        return not isinstance(self.text, NoText)
 
     @property
     def tokens(self) -> int:

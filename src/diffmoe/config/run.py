@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+from diffmoe.config.captions import EncoderConfig, FeatureText, NoEncoder, WordText
 from diffmoe.config.checks import Checked, at_least, positive, within
 from diffmoe.config.data import CodecConfig, DataConfig
 from diffmoe.config.marks import EXTEND, IDENTITY, MACHINE
@@ -85,7 +86,7 @@ class TrainingConfig(Checked):
     decay_steps: int | None = None  # cosine decay to 0 over so many steps; None = constant
     clip_norm: float | None = None  # global gradient norm allowed; None = no clipping
     ema_decay: float = 0.9999  # decay of the averaged weights
-    label_dropout: float = 0.1  # share of labels replaced by the null class
+    label_dropout: float = 0.1  # share of classes or captions that are hidden, for guidance
     precision: Literal["float32", "bfloat16"] = "float32"  # dtype of matrix products
 
     def ranges(self) -> Iterator[ConfigError]:
@@ -173,6 +174,7 @@ class RunConfig(Checked):
     objective: Annotated[ObjectiveConfig, IDENTITY]
     data: Annotated[DataConfig, IDENTITY]
     codec: Annotated[CodecConfig, IDENTITY]
+    text: Annotated[EncoderConfig, IDENTITY] = field(default_factory=NoEncoder)
     training: Annotated[TrainingConfig, IDENTITY] = field(default_factory=TrainingConfig)
     loop: Annotated[LoopConfig, EXTEND] = field(default_factory=LoopConfig)
     sampling: Annotated[SamplingConfig, EXTEND] = field(default_factory=SamplingConfig)
@@ -183,6 +185,7 @@ class RunConfig(Checked):
         yield from self._pools()
         yield from self._solver()
         yield from self._selection()
+        yield from self._captions()
         channels = self.sampling.guided_channels
         if channels is not None and channels > self.model.channels:
             yield ConfigError(
@@ -229,6 +232,18 @@ class RunConfig(Checked):
                 f"sampling.capacity {asked} is not in (0, {experts}]",
                 remedy=f"{experts} is every expert on every token, 1 the work of a dense model",
             )
+
+    def _captions(self) -> Iterator[ConfigError]:
+        """What the network reads is what the encoder writes."""
+        reads = self.model.text
+        fit = {WordText: ("words",), FeatureText: ("t5", "clip")}.get(type(reads), ("none",))
+        if self.text.kind not in fit:
+            yield ConfigError(
+                f"text of kind {self.text.kind} is not what model.text of kind {reads.kind} reads",
+                remedy=f"use an encoder of kind {' or '.join(fit)}",
+            )
+        if not self.model.reads_text:
+            yield from idle(self.sampling, ("negative",), "the condition is a class")
 
     def _pools(self) -> Iterator[ConfigError]:
         pool, batch, micro = self.model.pool_images, self.training.global_batch, self.micro_batch

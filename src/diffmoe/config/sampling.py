@@ -37,7 +37,7 @@ SELECTING = (
     "guidance_pool",
     "max_capacity",
 )
-_GUIDING = ("guidance_start", "guidance_end", "guided_channels")
+_GUIDING = ("negative", "guidance_start", "guidance_end", "guided_channels")
 _ADAPTING = ("shared_step", "rtol", "atol")
 _SCATTERING = ("eta",)
 
@@ -57,6 +57,7 @@ class SamplingConfig(Checked):
     guidance_start: float = 1.0  # noisiest time guided, as a fraction of the whole (1 = noise)
     guidance_end: float = 0.0  # cleanest time guided, as a fraction of the whole (0 = data)
     guidance_pool: Literal["separate", "joint"] = "separate"  # do the two branches share a pool
+    negative: str = ""  # prompt to steer away from where guidance is more than 1; "" = none
     guided_channels: int | None = None  # guide only the first channels; None = all
     selection: Selection = "token"  # which rows an expert takes; only `pool` sees batch mates
     policy: Policy | None = None  # how many an expert takes; None = what the next two say, else ema
@@ -227,7 +228,7 @@ def idle(
             yield ConfigError(
                 f"sampling.{name} {value} would change nothing: {because}",
                 remedy="leave it "
-                + ("out" if default is None else f"at {default}")
+                + ("out" if default in (None, "") else f"at {default}")
                 + (f", or {instead}" if instead else ""),
             )
 

@@ -8,6 +8,7 @@ from typing import Any
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
+from diffmoe.config.captions import EncoderConfig, TextConfig
 from diffmoe.config.checks import Checked, gathered, note_ranges
 from diffmoe.config.data import CodecConfig, DataConfig
 from diffmoe.config.document import document_text, read_document
@@ -39,7 +40,14 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(Path | None, lambda value, _: _path(value))
     converter.register_unstructure_hook(Path | None, lambda value: str(value) if value else None)
     converter.register_structure_hook_factory(is_dataclass, lambda kind: _reader(converter, kind))
-    for each in (RouterOptions, ObjectiveConfig, DataConfig, CodecConfig):
+    for each in (
+        RouterOptions,
+        ObjectiveConfig,
+        DataConfig,
+        CodecConfig,
+        TextConfig,
+        EncoderConfig,
+    ):
         _tag(converter, each)
     return converter
 

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffmoe.data.images import MODES, decode_image
+from diffmoe.data.labels import unlabelled
 from diffmoe.data.pictures import Pictures
 from diffmoe.errors import ConfigError
 
@@ -11,7 +12,10 @@ __all__ = ["ImageSource"]
 
 
 class ImageSource:
-    """Images in [-1, 1], cropped to a square of `side` pixels."""
+    """Images in [-1, 1], cropped to a square of `side` pixels.
+
+    With `captions`, one for each, they may do without labels: all are of one class then.
+    """
 
     encoded = False
 
@@ -21,10 +25,13 @@ class ImageSource:
                 f"model.channels {channels} does not fit images",
                 remedy="use 1 for grey, 3 for colour, or codec `autoencoder` for latents",
             )
-        if pictures.labels is None:
-            raise ConfigError("pictures without labels are nothing to train on")
-        self.pictures, self.labels = pictures, pictures.labels
-        self.class_names = pictures.class_names
+        self.pictures, self.captions = pictures, pictures.captions
+        if pictures.labels is not None:
+            self.labels, self.class_names = pictures.labels, pictures.class_names
+        elif pictures.captions is not None:
+            self.labels, self.class_names = unlabelled(len(pictures))
+        else:
+            raise ConfigError("pictures without labels or captions are nothing to train on")
         self.shape = (channels, side, side)
 
     def __len__(self) -> int:

@@ -1,14 +1,20 @@
 """Labels looked through once, before the first of them is used."""
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from diffmoe.errors import DataError
 
-__all__ = ["refuse_outside", "refuse_unfit"]
+__all__ = ["refuse_outside", "refuse_unfit", "unlabelled"]
 
 _NULL = " (it is the null class of guidance, which no image may have)"
 _OWN = "correct the `labels` of the source"
+
+
+def unlabelled(count: int) -> tuple[Int[Tensor, " N"], tuple[str, ...]]:
+    """Labels and the name of the only class, for samples whose condition is a caption."""
+    return torch.zeros(count, dtype=torch.int64), ("captioned",)
 
 
 def refuse_outside(

@@ -10,28 +10,37 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmoe.data.fingerprint import fingerprint, spread
-from diffmoe.data.labels import refuse_outside
-from diffmoe.data.pictures import class_names_of
+from diffmoe.data.labels import refuse_outside, unlabelled
+from diffmoe.data.pictures import Names, captioned_name, class_names_of, listed_captions
 from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["LATENTS", "LatentSource"]
 
 LATENTS, LABELS, NAMES = "latents.npy", "labels.npy", "classes.txt"
+CAPTIONS = ("captions.jsonl", "captions.txt")  # the first that is there counts
 
 
 class LatentSource:
     """Latents in model space, (N, C, H, W), or (N, 2, C, H, W): each image and its mirror image.
 
     Labels lie in 0 .. classes - 1; `classes.txt` may name a class a line. Flipping needs the
-    mirror images: a mirrored latent is not the latent of a mirrored image.
+    mirror images: a mirrored latent is not the latent of a mirrored image. With `captioned`, a
+    file beside them has a caption a line, and labels do not count.
     """
 
     encoded = True
 
-    def __init__(self, folder: Path, *, classes: int, flip: bool) -> None:
+    captions: Names | None = None
+
+    def __init__(self, folder: Path, *, classes: int, flip: bool, captioned: bool = False) -> None:
         self._path = folder / LATENTS
         self._check_shape(flip)
         self._size = self._path.stat().st_size
+        self.shape = self._array.shape[-3:]
+        if captioned:
+            self.captions = _captions(folder, len(self._array))
+            self.labels, self.class_names = unlabelled(len(self._array))
+            return
         self.labels = _labels(folder / LABELS, len(self._array))
         refuse_outside(
             self.labels,
@@ -41,7 +50,6 @@ class LatentSource:
         )
         used = int(self.labels.max()) + 1
         self.class_names = class_names_of(folder / NAMES, used, classes)
-        self.shape = self._array.shape[-3:]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,10 +64,17 @@ class LatentSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of labels, shape and dtype, and of a few latents; a name is no part of a class."""
+        """Hash of labels, shape and dtype, and of a few latents, and that of all captions.
+
+        A name is no part of a class.
+        """
         array = self._array
         few = (np.ascontiguousarray(array[index]).tobytes() for index in spread(len(array)))
-        return fingerprint("latents", self.labels, f"{array.shape} {array.dtype}".encode(), *few)
+        told = f"{array.shape} {array.dtype}".encode()
+        found = fingerprint("latents", self.labels, told, *few)
+        if self.captions is None:
+            return found
+        return captioned_name(found, self.captions.digest(range(len(self))))
 
     def load(self, index: int, flip: bool) -> Float[Tensor, "C H W"]:
         """One latent, of the mirror image if `flip`; raises DataError if it is not usable."""
@@ -139,3 +154,17 @@ def _labels(path: Path, count: int) -> Int[Tensor, " N"]:
     if labels.dtype.kind not in "iu":
         raise DataError(f"labels are {labels.dtype}", where=str(path), remedy="store integers")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _captions(folder: Path, count: int) -> Names:
+    """The captions beside latents; raises DataError if they are not there, or not as many."""
+    for name in CAPTIONS:
+        path = folder / name
+        if path.is_file():
+            with path.open("rb") as file:
+                return listed_captions(str(path), file, count, "store one line for each latent")
+    raise DataError(
+        f"there are {count} latents but no captions",
+        where=str(folder),
+        remedy=f"write them a line each into {' or '.join(CAPTIONS)}",
+    )

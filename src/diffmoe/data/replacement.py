@@ -15,6 +15,7 @@ from diffmoe.data.cache import CacheSource
 from diffmoe.data.digits import DigitsSource
 from diffmoe.data.image_source import ImageSource
 from diffmoe.data.latents import LatentSource
+from diffmoe.data.scenes import ScenesSource
 from diffmoe.data.source import Source
 from diffmoe.errors import DataError
 from diffmoe.randomness import uniforms
@@ -27,6 +28,7 @@ _VOUCHED = (
     DigitsSource,
     ImageSource,
     LatentSource,
+    ScenesSource,
 )  # `load` refuses what is no number
 
 

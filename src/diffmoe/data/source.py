@@ -7,12 +7,13 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffmoe.config import AutoencoderCodec, DigitsData, FolderData, RunConfig
+from diffmoe.config import AutoencoderCodec, DigitsData, FolderData, RunConfig, ScenesData
 from diffmoe.data.cache import CACHE, open_cache, refuse_unfinished
 from diffmoe.data.digits import DigitsSource
 from diffmoe.data.image_source import ImageSource
 from diffmoe.data.latents import LATENTS, LatentSource
 from diffmoe.data.pictures import open_pictures
+from diffmoe.data.scenes import ScenesSource
 from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["Source", "open_source"]
@@ -58,7 +59,8 @@ def open_source(config: RunConfig) -> Source:
             where=str(error.filename or getattr(config.data, "path", "")),
             remedy="check its permissions, or set another --data.path",
         ) from error
-    _check_classes(source, config)
+    if not config.model.reads_text:
+        _check_classes(source, config)
     _check_shape(source, config)
     return source
 
@@ -66,13 +68,19 @@ def open_source(config: RunConfig) -> Source:
 def _open(config: RunConfig) -> Source:
     if isinstance(config.data, DigitsData):
         return DigitsSource()
-    folder = _folder(config.data)
+    if isinstance(config.data, ScenesData):
+        drawn = config.data
+        return ScenesSource(drawn.seed, count=drawn.count, side=config.image_size)
+    folder, reads = _folder(config.data), config.model.reads_text
     if _is_named(folder / CACHE):
         return open_cache(folder, config)
     refuse_unfinished(folder)
     if _is_named(folder / LATENTS):
-        return LatentSource(folder, classes=config.model.num_classes, flip=config.data.flip)
-    pictures = open_pictures(folder, subject="data.path")
+        return LatentSource(
+            folder, classes=config.model.num_classes, flip=config.data.flip, captioned=reads
+        )
+    field = config.data.caption_field
+    pictures = open_pictures(folder, captioned=reads, caption_field=field, subject="data.path")
     return ImageSource(pictures, channels=_image_channels(config), side=config.image_size)
 
 

@@ -16,8 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffmoe.captions import Captions
 from diffmoe.codec import Codec
 from diffmoe.config import AutoencoderCodec, FolderData, RunConfig
+from diffmoe.data.encoding import Texts, captions_of
 from diffmoe.data.labels import refuse_unfit
 from diffmoe.data.loader import read_ahead
 from diffmoe.data.replacement import Reader, Replaced
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
     # Places in the data that the samples were read from; of a tuple, nobody needs the method.
     index: tuple[int, ...] = ()  # type: ignore[assignment]
     replaced: tuple[Replaced, ...] = ()  # the damaged samples, which others stand for here
+    captions: Captions | None = None  # the condition, where it is not the label
 
 
 class _Read(NamedTuple):
@@ -48,12 +51,14 @@ class _Read(NamedTuple):
     noise: Tensor | None
     places: list[int]
     replaced: list[Replaced]
+    captions: Captions | list[str] | None  # as the network reads them, or still to be encoded
 
 
 def stream(
     config: RunConfig,
     source: Source,
     codec: Codec | None,
+    texts: Texts | None = None,
     *,
     first: int,
     device: torch.device | str,
@@ -64,12 +69,14 @@ def stream(
 
     Of several processes this one takes every `processes`-th of them, from the `rank`-th on.
 
-    Samples that are encoded already need no `codec`. Raises ConfigError at once if the codec does
-    not fit the model, DataError if labels do not fit the samples and classes. A sample that can
-    neither be read nor replaced raises its error when its batch is due.
+    Samples that are encoded already need no `codec`; `texts` makes conditions of captions. Raises
+    ConfigError at once if the codec does not fit the model, DataError if labels do not fit the
+    samples and classes. A sample that can neither be read nor replaced raises its error when its
+    batch is due.
     """
-    refuse_unfit(source.labels, len(source), config.model.num_classes, type(source).__name__)
-    samples = _Samples(config, source)
+    classes = config.model.num_classes or len(source.class_names)
+    refuse_unfit(source.labels, len(source), classes, type(source).__name__)
+    samples = _Samples(config, source, texts if texts is not None and texts.ahead else None)
     encoder = None if source.encoded else codec
     if encoder is not None and encoder.channels not in (None, config.model.channels):
         raise ConfigError(
@@ -80,14 +87,17 @@ def stream(
     firsts = itertools.count(first + rank * micro, processes * micro)
     device = torch.device(device)
     if samples.in_memory:
-        return _deliver(map(samples.__getitem__, firsts), encoder, device)
+        return _deliver(map(samples.__getitem__, firsts), encoder, texts, device)
     pin = device.type == "cuda"
     reads = read_ahead(samples, firsts, workers=config.machine.workers, pin=pin)
-    return _deliver(reads, encoder, device)
+    return _deliver(reads, encoder, texts, device)
 
 
 def _deliver(
-    reads: Iterable[_Read | DiffMoEError], encoder: Codec | None, device: torch.device
+    reads: Iterable[_Read | DiffMoEError],
+    encoder: Codec | None,
+    texts: Texts | None,
+    device: torch.device,
 ) -> Iterator[Batch]:
     for read in reads:
         if isinstance(read, DiffMoEError):
@@ -97,13 +107,26 @@ def _deliver(
             noise = None if read.noise is None else read.noise.to(device, non_blocking=True)
             x = encoder.encode(x, noise)
         index, replaced = tuple(read.places), tuple(Replaced(*one) for one in read.replaced)
-        yield Batch(x, label, read.first, index, replaced)
+        captions = _encoded(read.captions, texts)
+        told = None if captions is None else captions.to(device)
+        yield Batch(x, label, read.first, index, replaced, told)
+
+
+def _encoded(captions: Captions | list[str] | None, texts: Texts | None) -> Captions | None:
+    """The captions as the network reads them; a loader may have made a tuple of the record."""
+    if captions is None or texts is None:
+        return None
+    return texts.encode(captions) if isinstance(captions, list) else captions
 
 
 class _Samples(Dataset[_Read | DiffMoEError]):
     """Micro-batches by the number of their first sample."""
 
-    def __init__(self, config: RunConfig, source: Source) -> None:
+    def __init__(self, config: RunConfig, source: Source, texts: Texts | None) -> None:
+        self._texts, self._captions = (
+            texts,
+            captions_of(source) if config.model.reads_text else None,
+        )
         self._source, self._seed, self._count = source, config.training.seed, config.micro_batch
         self._reader = Reader(config, source)
         self._flip = isinstance(config.data, FolderData) and config.data.flip
@@ -128,7 +151,15 @@ class _Samples(Dataset[_Read | DiffMoEError]):
         except DiffMoEError as error:
             return error
         label, noise = self._source.labels[places], self._draw_noise(first)
-        return _Read(x, label, first, noise, places.tolist(), replaced)
+        there = places.tolist()
+        return _Read(x, label, first, noise, there, replaced, self._told(there))
+
+    def _told(self, places: list[int]) -> Captions | list[str] | None:
+        """The captions of samples, encoded here if that costs little."""
+        if self._captions is None:
+            return None
+        found = [self._captions[place] for place in places]
+        return found if self._texts is None else self._texts.encode(found)
 
     def _flips(self, first: int) -> list[bool]:
         if not self._flip:

@@ -10,6 +10,14 @@ from diffmoe.evaluation.frechet import (
 )
 from diffmoe.evaluation.inception import Inception, InceptionFeatures
 from diffmoe.evaluation.inception_weights import find_inception, load_inception
+from diffmoe.evaluation.judge import (
+    TaskScore,
+    TaskTable,
+    Verdict,
+    judge_pictures,
+    object_pixels,
+    tabulate,
+)
 from diffmoe.evaluation.measure import ADM_SAMPLES, Measured, completed, measure, refuse_sizes
 from diffmoe.evaluation.metrics import (
     Estimate,
@@ -85,6 +93,9 @@ __all__ = [
     "SmallNetwork",
     "SomeImages",
     "SourceSet",
+    "TaskScore",
+    "TaskTable",
+    "Verdict",
     "clip_scores",
     "completed",
     "describe",
@@ -96,6 +107,7 @@ __all__ = [
     "frechet_distance",
     "images_of",
     "inception_score",
+    "judge_pictures",
     "kernel_distance",
     "load_clip",
     "load_dino",
@@ -104,6 +116,7 @@ __all__ = [
     "measure",
     "nearest_neighbours",
     "npz_arrays",
+    "object_pixels",
     "open_images",
     "open_reference",
     "part_of",
@@ -115,6 +128,7 @@ __all__ = [
     "score",
     "small_network",
     "some",
+    "tabulate",
     "train_small_network",
     "write_statistics",
 ]

@@ -1,5 +1,6 @@
 """Room 2: tokens to prediction, mathematics only."""
 
+from diffmoe.model.condition import Condition, Conditioning, some_conditions
 from diffmoe.model.counts import (
     ParameterCounts,
     activated_parameters,
@@ -19,6 +20,8 @@ from diffmoe.model.usage import unused_weights
 __all__ = [
     "ROUTERS",
     "BatchPoolRouter",
+    "Condition",
+    "Conditioning",
     "DiT",
     "ExpertChoiceRouter",
     "Experts",
@@ -45,6 +48,7 @@ __all__ = [
     "pairs_of_mask",
     "pool_of_rows",
     "register_router",
+    "some_conditions",
     "top_pairs",
     "unused_weights",
 ]

@@ -27,7 +27,11 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
         model = DiT(config)
     return ParameterCounts(
         total=_size(model),
-        dense_ffn=sum(_size(m) for m in model.modules() if isinstance(m, FeedForward)),
+        dense_ffn=sum(
+            _size(block.feed_forward)
+            for block in model.blocks
+            if isinstance(block.feed_forward, FeedForward)
+        ),
         experts=sum(_size(layer.experts) for layer in model.moe_layers),
         routing=sum(_size(layer.router) for layer in model.moe_layers),
     )

@@ -1,17 +1,24 @@
-"""The diffusion transformer: patches, times and classes in, a prediction and its routing out."""
+"""The diffusion transformer: patches, times and conditions in, a prediction and its routing out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffmoe.config import ModelConfig
 from diffmoe.errors import ConfigError
-from diffmoe.model.embed import (
+from diffmoe.model.condition import (
+    CaptionEmbedder,
+    Condition,
+    Conditioning,
     LabelEmbedder,
+    build_embedder,
+)
+from diffmoe.model.embed import (
     PatchEmbedder,
     TimeEmbedder,
     position_table,
@@ -20,6 +27,7 @@ from diffmoe.model.embed import (
 from diffmoe.model.experts import Experts
 from diffmoe.model.layers import (
     Attention,
+    CrossAttention,
     FeedForward,
     Modulate,
     Modulation,
@@ -58,12 +66,16 @@ class MixtureOfExperts(nn.Module):
 
 
 class Block(nn.Module):
-    """adaLN-Zero transformer block: attention, then a dense FFN or a mixture of experts."""
+    """adaLN-Zero transformer block: attention, then a dense FFN or a mixture of experts.
+
+    Where the condition is a caption, its tokens are attended to in between.
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.modulate = Modulate(config.width, parts=6)
         self.attention = Attention(config.width, config.heads)
+        self.cross = CrossAttention(config.width, config.heads) if config.reads_text else None
         self.feed_forward: FeedForward | MixtureOfExperts
         if index in config.moe_blocks:
             self.feed_forward = MixtureOfExperts(config, config.moe_blocks.index(index))
@@ -71,12 +83,14 @@ class Block(nn.Module):
             self.feed_forward = FeedForward(config.width, config.mlp_ratio * config.width)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], condition: Float[Tensor, "B D"], plan: RoutingPlan
+        self, x: Float[Tensor, "B T D"], given: Conditioning, plan: RoutingPlan
     ) -> tuple[Float[Tensor, "B T D"], Routing | None]:
-        """The tokens after both branches, and the routing record of a MoE block."""
-        parts = self.modulate(condition)
+        """The tokens after all branches, and the routing record of a MoE block."""
+        parts = self.modulate(given.vector)
         mix, feed = Modulation(*parts[:3]), Modulation(*parts[3:])
         x = x + mix.gate * self.attention(modulated_norm(x, mix.shift, mix.scale))
+        if self.cross is not None and given.text is not None and given.mask is not None:
+            x = x + self.cross(F.layer_norm(x, x.shape[-1:], eps=1e-6), given.text, given.mask)
         rows = modulated_norm(x, feed.shift, feed.scale)
         if isinstance(self.feed_forward, MixtureOfExperts):
             output, routing = self.feed_forward(rows, plan)
@@ -95,7 +109,11 @@ class DiT(nn.Module):
         self.patches = PatchEmbedder(config.channels, width, patch)
         self.positions = nn.Parameter(torch.empty(1, config.tokens, width), requires_grad=False)
         self.times = TimeEmbedder(width)
-        self.labels = LabelEmbedder(config.num_classes, width)
+        embedder = build_embedder(config)
+        if isinstance(embedder, CaptionEmbedder):
+            self.captions = embedder
+        else:
+            self.labels = embedder
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.final_modulate = Modulate(width, parts=2)
         self.final = nn.Linear(width, patch * patch * config.out_channels)
@@ -110,32 +128,44 @@ class DiT(nn.Module):
         self,
         x_t: Float[Tensor, "B C H W"],
         t: Float[Tensor, "B"],
-        condition: Int[Tensor, "B"],
+        condition: Condition,
         plan: RoutingPlan,
     ) -> Prediction:
         """The network's raw output for noisy images `x_t` at network times `t`."""
         _check_geometry(x_t, self.config)
         x = self.patches(x_t.to(self.patches.weight.dtype)) + self.positions
-        vector = self.times(t) + self.labels(condition)
+        given = self.conditioned(t, condition)
         records = []
         for block in self.blocks:
-            x, routing = self._run(block, x, vector, plan)
+            x, routing = self._run(block, x, given, plan)
             records.append(routing)
-        shift, scale = self.final_modulate(vector)
+        shift, scale = self.final_modulate(given.vector)
         tokens = steady(self.final, modulated_norm(x, shift, scale))
         sample = unpatchify(tokens, self.config.patch_size, self.config.out_channels)
         return Prediction(sample, tuple(r for r in records if r is not None))
 
+    def conditioned(self, t: Float[Tensor, "B"], condition: Condition) -> Conditioning:
+        """What times and conditions do to the blocks."""
+        given: Conditioning = self.condition_embedder(condition)
+        return given._replace(vector=self.times(t) + given.vector)
+
+    @property
+    def condition_embedder(self) -> LabelEmbedder | CaptionEmbedder:
+        """What makes vectors of classes, or of captions."""
+        return self.captions if self.config.reads_text else self.labels
+
     def _run(
-        self, block: nn.Module, x: Tensor, vector: Tensor, plan: RoutingPlan
+        self, block: nn.Module, x: Tensor, given: Conditioning, plan: RoutingPlan
     ) -> tuple[Tensor, Routing | None]:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, vector, plan, use_reentrant=False)
-        return block(x, vector, plan)
+            return checkpoint(block, x, given, plan, use_reentrant=False)
+        return block(x, given, plan)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
         """DiT's initialisation: xavier-uniform linears, zero biases, zero adaLN and output.
+
+        Attention to captions begins at zero as well.
 
         Experts and routers set their own parameters and buffers.
         """
@@ -145,9 +175,11 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patches.weight.flatten(1), generator=generator)
         nn.init.zeros_(self.patches.bias)
-        for weight in (self.times.fc1.weight, self.times.fc2.weight, self.labels.table.weight):
+        for weight in (self.times.fc1.weight, self.times.fc2.weight):
             nn.init.normal_(weight, std=0.02, generator=generator)
-        for zeroed in (self.final, *(m.proj for m in self.modules() if isinstance(m, Modulate))):
+        self.condition_embedder.initialize(generator)
+        zero = (m.proj for m in self.modules() if isinstance(m, (Modulate, CrossAttention)))
+        for zeroed in (self.final, *zero):
             nn.init.zeros_(zeroed.weight)
             nn.init.zeros_(zeroed.bias)
         side = self.config.input_size // self.config.patch_size

@@ -1,15 +1,15 @@
-"""Patches, positions, times and classes to vectors, and tokens back to images."""
+"""Patches, positions and times to vectors, and tokens back to images."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffmoe.model.layers import in_whole_vectors, steady
 
-__all__ = ["LabelEmbedder", "PatchEmbedder", "TimeEmbedder", "position_table", "unpatchify"]
+__all__ = ["PatchEmbedder", "TimeEmbedder", "position_table", "unpatchify"]
 
 _FREQUENCIES = 256  # sinusoids of the time embedding
 _MAX_PERIOD = 10_000.0
@@ -50,18 +50,6 @@ class TimeEmbedder(nn.Module):
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         hidden = in_whole_vectors(F.silu, steady(self.fc1, waves.to(self.fc1.weight.dtype)))
         return steady(self.fc2, hidden)
-
-
-class LabelEmbedder(nn.Module):
-    """A vector for each class; the last row is the null class of classifier-free guidance."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.table = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, labels: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
-        """The vector of each label."""
-        return self.table(labels)
 
 
 def position_table(width: int, side: int) -> Float[Tensor, "1 T D"]:

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffmoe.config import Dense, ModelConfig
+from diffmoe.model.condition import some_conditions
 from diffmoe.model.dit import DiT
 from diffmoe.model.layers import FEW_ROWS, FeedForward
 from diffmoe.model.router import ROUTERS
@@ -51,9 +52,9 @@ def _operations_of_the_dense_twin(config: ModelConfig) -> int:
     images, side = FEW_ROWS, config.input_size  # of fewer images, some products count padding
     with FakeTensorMode():
         model = DiT(replace(config, router=Dense()))
-        x, labels = torch.empty(images, config.channels, side, side), torch.zeros(images).long()
+        x, told = torch.empty(images, config.channels, side, side), some_conditions(config, images)
         plan = RoutingPlan(selection="train")
-        return _count(lambda: model(x, torch.empty(images), labels, plan)) // images
+        return _count(lambda: model(x, torch.empty(images), told, plan)) // images
 
 
 def _operations_of_an_ffn(config: ModelConfig) -> int:

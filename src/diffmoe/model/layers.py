@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 __all__ = [
     "FEW_ROWS",
     "Attention",
     "CapacityPredictor",
+    "CrossAttention",
     "FeedForward",
     "Modulate",
     "Modulation",
+    "attend",
     "gelu",
     "in_whole_vectors",
     "linear_high",
@@ -81,6 +83,22 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Float[Tensor, "B 
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
+def attend(
+    queries: Float[Tensor, "B T H d"],
+    keys: Float[Tensor, "B N H d"],
+    values: Float[Tensor, "B N H d"],
+    mask: Bool[Tensor, "B N"] | None = None,
+) -> Float[Tensor, "B T H*d"]:
+    """Mixtures of values, of those in `mask` if there is one, by likeness of query and key."""
+    mixed = F.scaled_dot_product_attention(
+        queries.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=None if mask is None else mask[:, None, None],
+    )
+    return mixed.transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with a bias on queries, keys and values."""
 
@@ -90,13 +108,31 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Each token's mixture of all tokens of its image."""
+    def forward(
+        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Each token's mixture of all tokens of its image or caption, of those in `mask` if any."""
         queries, keys, values = steady(self.qkv, x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        mixed = F.scaled_dot_product_attention(
-            queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-        )
-        return steady(self.proj, mixed.transpose(1, 2).flatten(2))
+        return steady(self.proj, attend(queries, keys, values, mask))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of an image's tokens to those of its caption."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], text: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
+    ) -> Float[Tensor, "B T D"]:
+        """Each token's mixture of the caption's tokens, of which `mask` says which are real."""
+        queries = steady(self.query, x).unflatten(-1, (self.heads, -1))
+        keys, values = steady(self.key_value, text).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return steady(self.proj, attend(queries, keys, values, mask))
 
 
 class FeedForward(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffmoe.config import ModelConfig
+from diffmoe.model.condition import some_conditions
 from diffmoe.model.dit import DiT
 from diffmoe.model.routing import RoutingPlan
 
@@ -20,7 +21,7 @@ def unused_weights(config: ModelConfig) -> tuple[str, ...]:
     with FakeTensorMode(), torch.enable_grad():
         model = DiT(config)
         x = torch.empty(images, config.channels, config.input_size, config.input_size)
-        answer = model(x, torch.empty(images), torch.zeros(images).long(), plan)
+        answer = model(x, torch.empty(images), some_conditions(config, images), plan)
         loss = answer.sample.float().sum()
         for layer, routing in zip(model.moe_layers, answer.routing, strict=True):
             loss = loss + sum(layer.router.losses(routing).values())

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmoe.config import DDPMConfig
-from diffmoe.model import RoutingPlan
+from diffmoe.model import Condition, RoutingPlan
 from diffmoe.objective.auxiliary import weigh
 from diffmoe.objective.records import (
     Draws,
@@ -41,7 +41,7 @@ class DDPM:
         self,
         model: Network,
         x: Float[Tensor, "B C H W"],
-        condition: Int[Tensor, "B"],
+        condition: Condition,
         draws: Draws,
         plan: RoutingPlan,
     ) -> Loss:
@@ -54,7 +54,7 @@ class DDPM:
         own = squared + self.config.variational_weight * bound
         return weigh(model, terms, own, output.routing)
 
-    def field(self, model: Network, condition: Int[Tensor, "B"], plan: RoutingPlan) -> Field:
+    def field(self, model: Network, condition: Condition, plan: RoutingPlan) -> Field:
         """The predicted noise and the learned variance."""
 
         def epsilon(x: Tensor, t: float | Tensor) -> FieldOutput:

@@ -1,11 +1,11 @@
 """Rectified flow: a straight line from data to noise, and its velocity (Sec. 4.1, as SiT)."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from diffmoe.config import FlowConfig
-from diffmoe.model import RoutingPlan
+from diffmoe.model import Condition, RoutingPlan
 from diffmoe.objective.auxiliary import weigh
 from diffmoe.objective.records import (
     Draws,
@@ -43,7 +43,7 @@ class Flow:
         self,
         model: Network,
         x: Float[Tensor, "B C H W"],
-        condition: Int[Tensor, "B"],
+        condition: Condition,
         draws: Draws,
         plan: RoutingPlan,
     ) -> Loss:
@@ -54,7 +54,7 @@ class Flow:
         per_image = mean_per_image((output.value - (draws.noise - x)).square())
         return weigh(model, {"mse": per_image.mean()}, per_image, output.routing)
 
-    def field(self, model: Network, condition: Int[Tensor, "B"], plan: RoutingPlan) -> Field:
+    def field(self, model: Network, condition: Condition, plan: RoutingPlan) -> Field:
         """The velocity of the sampling ODE."""
 
         def velocity(x: Tensor, t: float | Tensor) -> FieldOutput:
@@ -71,7 +71,7 @@ class Flow:
         return t
 
     def _velocity(
-        self, model: Network, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan
+        self, model: Network, x_t: Tensor, t: Tensor, condition: Condition, plan: RoutingPlan
     ) -> FieldOutput:
         released = self.config.convention == "released"
         seen = (1 - t if released else t) * self.config.time_scale

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffmoe.model import Prediction, Routing, RoutingPlan
+from diffmoe.model import Condition, Prediction, Routing, RoutingPlan
 
 __all__ = ["Draws", "Field", "FieldOutput", "Loss", "Network", "Objective"]
 
@@ -19,7 +19,7 @@ class Network(Protocol):
     def moe_layers(self) -> Any: ...
 
     def __call__(
-        self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan
+        self, x_t: Tensor, t: Tensor, condition: Condition, plan: RoutingPlan
     ) -> Prediction: ...
 
 
@@ -70,12 +70,12 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, model: Network, x: Tensor, condition: Tensor, draws: Draws, plan: RoutingPlan
+        self, model: Network, x: Tensor, condition: Condition, draws: Draws, plan: RoutingPlan
     ) -> Loss:
         """The loss of clean images `x` at `draws`."""
         ...
 
-    def field(self, model: Network, condition: Tensor, plan: RoutingPlan) -> Field:
+    def field(self, model: Network, condition: Condition, plan: RoutingPlan) -> Field:
         """The field a solver integrates."""
         ...
 

@@ -1,6 +1,7 @@
 """Room 5: seeds to images."""
 
 from diffmoe.sampling.capture import Captured
+from diffmoe.sampling.conditions import ClassConditions, Conditions, PromptConditions, some_of
 from diffmoe.sampling.demand import Demand
 from diffmoe.sampling.dial import calibrate
 from diffmoe.sampling.generate import Moment, Prepared, decode, generate, refuse_capture
@@ -8,6 +9,7 @@ from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.output import (
     FORMATS,
     DrawnPart,
+    GenEvalFolder,
     ImageRequest,
     Output,
     contact_sheet,
@@ -17,9 +19,11 @@ from diffmoe.sampling.output import (
     refuse_unmovable,
     refuse_unwritable,
     sweep_asides,
+    tile_sheet,
     to_picture,
 )
 from diffmoe.sampling.policy import decisive_settings, sampling_plan
+from diffmoe.sampling.prompts import encode_prompts, run_encoder, usual_conditions
 from diffmoe.sampling.requests import balanced_labels, check_request, random_labels
 from diffmoe.sampling.solvers import Evaluation, Solver, build_solver, evaluations
 from diffmoe.sampling.stamp import MACHINE, Origin, stamp
@@ -31,14 +35,18 @@ __all__ = [
     "MACHINE",
     "Calibration",
     "Captured",
+    "ClassConditions",
+    "Conditions",
     "Demand",
     "DrawnPart",
     "Evaluation",
+    "GenEvalFolder",
     "ImageRequest",
     "Moment",
     "Origin",
     "Output",
     "Prepared",
+    "PromptConditions",
     "Solver",
     "balanced_labels",
     "build_solver",
@@ -47,6 +55,7 @@ __all__ = [
     "contact_sheet",
     "decisive_settings",
     "decode",
+    "encode_prompts",
     "evaluations",
     "find_thresholds",
     "generate",
@@ -60,8 +69,12 @@ __all__ = [
     "refuse_strict",
     "refuse_unmovable",
     "refuse_unwritable",
+    "run_encoder",
     "sampling_plan",
+    "some_of",
     "stamp",
     "sweep_asides",
+    "tile_sheet",
     "to_picture",
+    "usual_conditions",
 ]

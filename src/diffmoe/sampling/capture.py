@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffmoe.captions import Captions
 from diffmoe.errors import ConfigError
-from diffmoe.model import DiT, Prediction, Routing, RoutingPlan
+from diffmoe.model import Condition, DiT, Prediction, Routing, RoutingPlan
 
 __all__ = ["Captured"]
 
@@ -50,14 +51,19 @@ class Captured:
         """Those of the network."""
         return self.model.moe_layers
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Condition, plan: RoutingPlan
+    ) -> Prediction:
         """The network's prediction; tensors of its own, which the next call leaves alone."""
         with torch.cuda.device_of(x_t):  # streams and graphs belong to the current device
             return self._answer(x_t, t, condition, plan)
 
-    def _answer(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
+    def _answer(
+        self, x_t: Tensor, t: Tensor, condition: Condition, plan: RoutingPlan
+    ) -> Prediction:
         thresholds = () if plan.thresholds is None else (plan.thresholds,)
-        inputs = (x_t, t, condition, *thresholds)
+        told = condition if isinstance(condition, Captions) else (condition,)
+        inputs = (x_t, t, *told, *thresholds)
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         key = (shapes, plan.selection, plan.policy, plan.pool_of_image, plan.max_capacity)
         if key not in self._recordings:
@@ -70,8 +76,9 @@ class Captured:
 
     def _new(self, inputs: tuple[Tensor, ...], plan: RoutingPlan) -> _Recording:
         own = tuple(tensor.clone() for tensor in inputs)
-        x_t, t, condition = own[:3]
-        fixed = replace(plan, thresholds=own[3] if len(own) > 3 else None)
+        x_t, t, *told = own
+        fixed = replace(plan, thresholds=None if plan.thresholds is None else told.pop())
+        condition = told[0] if len(told) == 1 else Captions(*told)
         try:
             output, replay = self._record(lambda: self.model(x_t, t, condition, fixed))
         except torch.OutOfMemoryError:

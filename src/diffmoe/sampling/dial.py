@@ -14,6 +14,7 @@ from diffmoe.checkpoint import LoadedRun, write_text
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import StorageError
 from diffmoe.sampling.policy import decisive_settings
+from diffmoe.sampling.prompts import usual_conditions
 from diffmoe.sampling.thresholds import Calibration, asked_capacity, find_thresholds
 
 __all__ = ["calibrate"]
@@ -33,8 +34,10 @@ def calibrate(run: LoadedRun, settings: SamplingConfig, *, progress: bool = Fals
     kept = _read(place, key, (len(run.model.moe_layers), run.config.model.router.num_experts))
     if kept is not None:
         return kept
+    conditions = usual_conditions(run, settings)
+    classes = run.trained_classes if conditions is None else None
     found = find_thresholds(
-        run.model, run.config, settings, classes=run.trained_classes, progress=progress
+        run.model, run.config, settings, classes=classes, conditions=conditions, progress=progress
     )
     _keep(place, key, found)
     return found
@@ -44,6 +47,9 @@ def _key(run: LoadedRun, settings: SamplingConfig) -> dict[str, Any]:
     """What thresholds depend on: the weights, and all settings that change an image."""
     decisive = decisive_settings(settings)
     key = {"weights_sha256": run.fingerprint, "step": run.step, "sampling": decisive}
+    if run.config.model.reads_text:
+        captions = "\n".join(run.folder.captions).encode("utf-8", "surrogatepass")
+        return key | {"captions_sha256": hashlib.sha256(captions).hexdigest()}
     is_partly_trained = run.trained_classes < run.config.model.num_classes
     return key | ({"classes": run.trained_classes} if is_partly_trained else {})
 

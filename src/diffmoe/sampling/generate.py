@@ -1,9 +1,8 @@
-"""Seeds to images: each image depends on its seed, its label and the settings alone."""
+"""Seeds to images: each image depends on its seed, its condition and the settings alone."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,10 +12,11 @@ from tqdm import tqdm
 from diffmoe.codec import Codec, to_uint8
 from diffmoe.config import RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError, NonFiniteError
-from diffmoe.model import DiT, RoutingPlan, cast_for_products
+from diffmoe.model import Condition, DiT, RoutingPlan, cast_for_products
 from diffmoe.objective import Field, Network, Objective, build_objective
 from diffmoe.randomness import normals
 from diffmoe.sampling.capture import Captured
+from diffmoe.sampling.conditions import Conditions, conditions_of, join
 from diffmoe.sampling.guidance import guided
 from diffmoe.sampling.policy import sampling_plan
 from diffmoe.sampling.requests import check_request
@@ -31,7 +31,7 @@ class Moment:
     """One evaluation for some of the images asked for, as a callback of `generate` sees it."""
 
     images: range  # which of the images asked for
-    labels: Tensor  # (B,) their classes
+    labels: Tensor  # (B,) the numbers of their classes, or of their prompts
     evaluation: Evaluation
 
 
@@ -42,6 +42,7 @@ class Prepared:
     model: DiT
     network: DiT | Captured
     config: RunConfig  # its sampling settings are those to draw with
+    conditions: Conditions  # what labels stand for
     thresholds: Tensor | None  # (L, E) of policy `target`
 
     @classmethod
@@ -51,6 +52,7 @@ class Prepared:
         config: RunConfig,
         settings: SamplingConfig | None = None,
         *,
+        conditions: Conditions | None = None,
         thresholds: Tensor | None = None,
         capture: bool = False,
         keep_records: bool = False,
@@ -65,7 +67,7 @@ class Prepared:
         given, model = model, cast_for_products(model, torch.bfloat16) if low else model
         refuse_unsteady(given, model, settings, thresholds)
         network = _recorded(model, keep_records) if capture else model
-        return cls(model, network, config, thresholds)
+        return cls(model, network, config, conditions_of(config, conditions), thresholds)
 
     def batches(
         self,
@@ -82,12 +84,11 @@ class Prepared:
         settings = self.config.sampling
         alone = settings.sampler == "dopri5" and not settings.shared_step
         size = 1 if alone else settings.batch
-        parts: tuple[Any, ...] = (self.model, self.network, self.config, self.thresholds)
         for start in range(images.start, images.stop, size):
             batch = range(start, min(start + size, images.stop))
             try:
                 with under_strict():
-                    drawn = _batch(*parts, labels, seeds, batch, callback)
+                    drawn = _batch(self, labels, seeds, batch, callback)
             except torch.OutOfMemoryError as error:
                 raise ConfigError(
                     f"sampling.batch {size} is too large for the memory of this device",
@@ -103,6 +104,7 @@ def generate(
     seeds: Sequence[int],
     *,
     settings: SamplingConfig | None = None,
+    conditions: Conditions | None = None,
     thresholds: Tensor | None = None,
     callback: Callable[[Moment], None] | None = None,
     capture: bool = False,
@@ -112,15 +114,23 @@ def generate(
 
     In `token`, `gate` and `image` selection the batch size changes nothing but rounding; in
     `pool` selection images of one batch compete. With DIFFMOE_STRICT=1 in the environment it
-    changes not even that, see `strict`. `thresholds` (L, E) are those of policy `target`,
+    changes not even that, see `strict`. `conditions` are what labels stand for where they are
+    numbers of prompts, see `encode_prompts`. `thresholds` (L, E) are those of policy `target`,
     see `calibrate`. `capture` records the network as a graph and
     replays it, for small batches on CUDA. Raises ConfigError for a bad label or seed, or settings
     that do not go with the objective, NonFiniteError for an image that is no number.
     """
-    check_request(config, labels, seeds)
+    told = conditions_of(config, conditions)
+    check_request(config, labels, seeds, told.count if config.model.reads_text else None)
     watched = callback is not None
     prepared = Prepared.of(
-        model, config, settings, thresholds=thresholds, capture=capture, keep_records=watched
+        model,
+        config,
+        settings,
+        conditions=told,
+        thresholds=thresholds,
+        capture=capture,
+        keep_records=watched,
     )
     found = []
     with tqdm(total=len(labels), desc="sample", unit="image", disable=not progress) as bar:
@@ -143,25 +153,27 @@ def refuse_capture(device: torch.device) -> None:
 
 @torch.inference_mode()
 def _batch(
-    model: DiT,
-    network: Network,
-    config: RunConfig,
-    thresholds: Tensor | None,
+    ready: Prepared,
     labels: Sequence[int],
     seeds: Sequence[int],
     images: range,
     callback: Callable[[Moment], None] | None,
 ) -> Tensor:
+    model, config = ready.model, ready.config
     settings, objective = config.sampling, build_objective(config.objective)
     device = model.positions.device
-    classes = torch.tensor([labels[i] for i in images], device=device)
+    own = [int(labels[i]) for i in images]
+    numbers = torch.tensor(own, device=device)
     noise = _noise_of([seeds[i] for i in images], config, device)
-    plan = functools.partial(sampling_plan, model, settings, len(images), thresholds=thresholds)
-    field = _field(network, objective, settings, classes, model.config.null_class, plan)
+    plan = functools.partial(
+        sampling_plan, model, settings, len(images), thresholds=ready.thresholds
+    )
+    told, nothing = ready.conditions.of(own, device), ready.conditions.nothing(len(own), device)
+    field = _field(ready.network, objective, settings, told, nothing, plan)
 
     def watch(evaluation: Evaluation) -> None:
         if callback is not None:
-            callback(Moment(images, classes, evaluation))
+            callback(Moment(images, numbers, evaluation))
 
     low = settings.precision == "bfloat16"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
@@ -205,13 +217,12 @@ def _field(
     network: Network,
     objective: Objective,
     settings: SamplingConfig,
-    labels: Tensor,
-    null_class: int,
+    told: Condition,
+    nothing: Condition,
     plan: Callable[..., RoutingPlan],
 ) -> Field:
-    conditional = objective.field(network, labels, plan())
-    none = torch.full_like(labels, null_class)
-    both = objective.field(network, torch.cat([labels, none]), plan(branches=2))
+    conditional = objective.field(network, told, plan())
+    both = objective.field(network, join(told, nothing), plan(branches=2))
     return guided(conditional, both, settings, objective.noise_level)
 
 

@@ -15,9 +15,14 @@ __all__ = ["balanced_labels", "check_request", "random_labels"]
 _MOST_IMAGES = 10**6  # of one call: more is a slip of the keyboard
 
 
-def check_request(config: RunConfig, labels: Sequence[int], seeds: Sequence[int]) -> None:
-    """Raise ConfigError for a label that is no class, or a seed that is no 63-bit number."""
-    classes = config.model.num_classes
+def check_request(
+    config: RunConfig, labels: Sequence[int], seeds: Sequence[int], prompts: int | None = None
+) -> None:
+    """Raise ConfigError for a label that is no class, or a seed that is no 63-bit number.
+
+    Where the model reads captions labels are numbers of so many `prompts`.
+    """
+    classes = config.model.num_classes if prompts is None else prompts
     if len(labels) == 0:
         raise ConfigError("no images are asked for", remedy="give at least one label and seed")
     if len(labels) != len(seeds):
@@ -26,7 +31,7 @@ def check_request(config: RunConfig, labels: Sequence[int], seeds: Sequence[int]
             remedy="give one seed for each label",
         )
     if not _all_within(labels, classes):
-        _refuse_labels(labels, classes)
+        _refuse_labels(labels, classes, prompted=prompts is not None)
     if not _all_within(seeds, 2**63):
         _refuse_seeds(seeds)
 
@@ -45,9 +50,13 @@ def _all_within(values: Sequence[int], stop: int) -> bool:
     return bool(whole and found.min() >= 0 and found.max() < stop)
 
 
-def _refuse_labels(labels: Iterable[int], classes: int) -> None:
-    """Raise ConfigError for the first label that is no class."""
+def _refuse_labels(labels: Iterable[int], classes: int, prompted: bool) -> None:
+    """Raise ConfigError for the first label that is no class, or no prompt."""
     for label in (_whole("label", label) for label in labels):
+        if prompted and not 0 <= label < classes:
+            raise ConfigError(
+                f"there is no prompt {label}", remedy=f"{classes} are given, numbered from 0"
+            )
         if label == classes:
             raise ConfigError(
                 f"label {label} is the null class of guidance, not a class",

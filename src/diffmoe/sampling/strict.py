@@ -15,7 +15,8 @@ from torch import Tensor
 
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
-from diffmoe.model import DiT
+from diffmoe.model import DiT, some_conditions
+from diffmoe.sampling.conditions import some_of
 from diffmoe.sampling.policy import sampling_plan
 
 __all__ = ["is_strict", "refuse_strict", "refuse_unsteady", "strict_facts", "under_strict"]
@@ -120,11 +121,13 @@ def _steady_conditions(network: DiT) -> bool:
     """Whether what a condition does to an image is the same in any batch."""
     number = sum(_CONDITIONS)
     times = torch.linspace(0, 1000, number)
-    labels = torch.arange(number) % (network.config.num_classes + 1)
+    told = some_conditions(network.config, number)
 
     def conditions(part: slice) -> Tensor:
-        vector = network.times(times[part]) + network.labels(labels[part])
-        return torch.cat(network.final_modulate(vector), dim=-1)
+        given = network.conditioned(times[part], some_of(told, part))
+        modulated = [*network.final_modulate(given.vector)]
+        text = [] if given.text is None else [given.text.flatten(1)[:, None]]
+        return torch.cat(modulated + text, dim=-1)
 
     return _is_steady(conditions, _CONDITIONS)
 
@@ -135,12 +138,12 @@ def _steady_images(network: DiT, settings: SamplingConfig, thresholds: Tensor | 
     shape = (number, config.channels, config.input_size, config.input_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     times = torch.linspace(0, 1000, number)
-    labels = torch.arange(number) % (config.num_classes + 1)
+    told = some_conditions(config, number)
 
     def predictions(part: slice) -> Tensor:
-        images = len(labels[part])
+        images = len(times[part])
         plan = sampling_plan(network, settings, images, thresholds=thresholds)
-        return network(noise[part], times[part], labels[part], plan).sample
+        return network(noise[part], times[part], some_of(told, part), plan).sample
 
     return _is_steady(predictions, _IMAGES)
 

@@ -17,6 +17,7 @@ from diffmoe.config import Level, RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError
 from diffmoe.model import DiT, RoutingPlan, capacity_of_images
 from diffmoe.randomness import permutation
+from diffmoe.sampling.conditions import Conditions, conditions_of
 from diffmoe.sampling.demand import Demand
 from diffmoe.sampling.generate import Moment, generate
 from diffmoe.sampling.solvers import evaluations
@@ -62,17 +63,20 @@ def find_thresholds(
     settings: SamplingConfig,
     *,
     classes: int | None = None,
+    conditions: Conditions | None = None,
     progress: bool = False,
 ) -> Calibration:
     """Thresholds that make `settings` realise the capacity they ask for, over all classes.
 
-    Where only the first `classes` of the model were trained, they are all that is sampled.
+    Where only the first `classes` of the model were trained, they are all that is sampled;
+    `conditions` are the prompts of a model that reads captions.
     Fresh images, twice as many each time, correct them until the average is known to 0.75 % and
     agrees as nearly as that lets one tell, or the next would be more than 8,192. Raises ConfigError
     where no capacity is asked for, or the model's tracked thresholds were never measured.
     """
-    classes = config.model.num_classes if classes is None else classes
-    search = _Search(model, config, settings, classes, progress)
+    conditions = conditions_of(config, conditions)
+    classes = conditions.count if classes is None else classes
+    search = _Search(model, config, settings, conditions, classes, progress)
     count = _IMAGES if classes > _IMAGES else -(-_IMAGES // classes) * classes  # each as often
     offset, first = search.settled(range(count)), count
     while True:  # fresh images each time, so that their capacity is not what they were fitted to
@@ -114,13 +118,14 @@ class _Search:
         model: DiT,
         config: RunConfig,
         settings: SamplingConfig,
+        conditions: Conditions,
         classes: int,
         progress: bool,
     ) -> None:
         self.model, self.settings, self.progress = model, settings, progress
         self.config = replace(config, sampling=settings)
         self.asked, self.level = asked_capacity(settings), settings.capacity_level
-        self.passes = 0
+        self.passes, self._conditions = 0, conditions
         self.spread = 0.0  # standard deviation of capacity between the images of the last pass
         self._order = permutation(0, "calibration", classes).tolist()
         tracked = RoutingPlan(selection=settings.selection, policy="ema")
@@ -176,6 +181,7 @@ class _Search:
                 self.config,
                 labels,
                 [_FIRST_SEED + image for image in images],
+                conditions=self._conditions,
                 thresholds=demand.thresholds(offset),
                 callback=watch,
             )

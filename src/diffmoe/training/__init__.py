@@ -1,13 +1,13 @@
 """Room 4: a config to a run folder."""
 
 from diffmoe.training.loop import train
+from diffmoe.training.material import STORED
 from diffmoe.training.optimizer import (
     average_weights,
     build_optimizer,
     copy_buffers,
     learning_rate,
 )
-from diffmoe.training.resume import STORED
 from diffmoe.training.saving import Saver
 from diffmoe.training.state import (
     Counters,

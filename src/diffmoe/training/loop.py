@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from diffmoe.checkpoint import RunFolder, abandon_later, newest_good, set_aside_later
 from diffmoe.config import RunConfig, share_out
-from diffmoe.data import Batch, Source, open_source, source_codec, stream
+from diffmoe.data import Batch
 from diffmoe.device import resolve_device
 from diffmoe.distributed import Group, announced, joined, refuse_difference, told_by_first
 from diffmoe.errors import ConfigError, NonFiniteError, StoppedError
 from diffmoe.objective import build_objective
 from diffmoe.training.bad_samples import BadSamples
+from diffmoe.training.material import Material
 from diffmoe.training.metrics import MetricsFile, Window
-from diffmoe.training.resume import STORED, begin
+from diffmoe.training.resume import begin
 from diffmoe.training.saving import Saver, last_good, refuse_small_disk
 from diffmoe.training.start import refuse_unequal, refuse_unseen
 from diffmoe.training.state import TrainingState, begin_again, restore
@@ -79,44 +80,41 @@ def _train(
     with ExitStack() as stack:
         here = refuse_unequal(config, group, device)
         group.first_says(lambda: folder.refuse_another(config))
-        source = open_source(config)
-        codec = source_codec(config, source, device)
-        trained_on = {"codec": codec.identity if codec else STORED, "data": source.fingerprint}
-        refuse_difference(group, trained_on)
-
-        part = {"device": device, "rank": group.rank, "processes": group.size}
+        material = Material.of(config, folder, device, group)
+        refuse_difference(group, material.identity)
 
         def batches(first: int) -> Iterator[Batch]:
-            return stream(here, source, codec, first=first, **part)
+            return material.batches(here, first, device, group)
 
         lock = group.first_says(lambda: stack.enter_context(folder.locked()))
         refuse_unseen(folder, lock, group)
-        accepted = source.class_names if accept_new_data else None
-        state = begin(here, folder, trained_on, device, group, accepted=accepted)
+        accepted = material.source.class_names if accept_new_data else None
+        state = begin(here, folder, material.identity, device, group, accepted=accepted)
         if state.step == config.loop.steps:
-            group.first_says(lambda: _claim(config, folder, source))
+            group.first_says(lambda: _claim(config, folder, material))
             return
         coming = [_begun(batches(state.counters.position))]
         group.largest(0)  # a run that cannot begin, here or elsewhere, leaves no trace
-        bad = group.first_says(lambda: _settle(config, folder, source, state))
+        bad = group.first_says(lambda: _settle(config, folder, material, state))
         saver = Saver(config, folder, lock if group.first else None, group)
         with Training(here, folder, state, batches, bad, saver, progress) as training:
             training.run(coming.pop(), stop)  # held by nobody else: it ends when the run goes back
 
 
 def _settle(
-    config: RunConfig, folder: RunFolder, source: Source, state: TrainingState
+    config: RunConfig, folder: RunFolder, material: Material, state: TrainingState
 ) -> BadSamples:
     """Make the folder the home of the run; returns the list of what is damaged in its data."""
     refuse_small_disk(config, folder, state)
-    _claim(config, folder, source)
+    _claim(config, folder, material)
     set_aside_later(folder.checkpoints, state.step)
+    source = material.source
     return BadSamples(folder.bad_samples, len(source), _ceiling(config), source.fingerprint)
 
 
-def _claim(config: RunConfig, folder: RunFolder, source: Source) -> None:
+def _claim(config: RunConfig, folder: RunFolder, material: Material) -> None:
     folder.claim(config)
-    folder.keep_class_names(source.class_names)
+    material.keep_names(folder)
 
 
 def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffmoe.config import Shares
 from diffmoe.distributed import ALONE, Group
-from diffmoe.model import DiT, Peers, Prediction, RoutingPlan, unused_weights
+from diffmoe.model import Condition, DiT, Peers, Prediction, RoutingPlan, unused_weights
 from diffmoe.training.shares import Meshes, Share, local_tensor, shares_of
 
 __all__ = ["Parallel", "averages_of", "parallelize"]
@@ -40,7 +40,9 @@ class Parallel:
         """Those of the network."""
         return self.model.moe_layers
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Condition, plan: RoutingPlan
+    ) -> Prediction:
         """What the network answers, with gradients that will be averaged over processes."""
         answer: Prediction = (self.call or self.model)(x_t, t, condition, plan)
         return answer

@@ -15,13 +15,13 @@ from diffmoe.checkpoint import (
 from diffmoe.config import RunConfig
 from diffmoe.distributed import ALONE, Group
 from diffmoe.errors import ConfigError, StorageError
+from diffmoe.training.material import STORED
 from diffmoe.training.state import TrainingState, new_state, restore
 
-__all__ = ["STORED", "begin"]
-
-STORED = "none: the latents were encoded elsewhere"  # stands for the codec of stored latents
+__all__ = ["begin"]
 
 _LOG = logging.getLogger(__name__)
+_CALLED = {"text": "text encoder"}
 
 
 def begin(
@@ -118,11 +118,12 @@ def _refuse_changed_origin(
             _LOG.warning("the data of this run changed from %s to %s, as accepted", then, now)
             changed = True
             continue
+        what = _CALLED.get(name, name)
         also = ", or accept them: --accept-new-data" if name == "data" else ""
         raise ConfigError(
-            f"the {name} of this run changed from {then} to {now}",
+            f"the {what} of this run changed from {then} to {now}",
             where=str(checkpoint),
-            remedy=f"go on with the {name} it was trained on, or choose another --run{also}",
+            remedy=f"go on with the {what} it was trained on, or choose another --run{also}",
         )
     return changed
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffmoe.config import RunConfig
 from diffmoe.data import Batch
-from diffmoe.model import DiT, Peers, Routing, RoutingPlan
+from diffmoe.model import Condition, DiT, Peers, Routing, RoutingPlan
 from diffmoe.objective import Draws, Loss, Objective
 from diffmoe.randomness import normals, uniforms
 from diffmoe.training.optimizer import average_weights, copy_buffers, learning_rate
@@ -34,10 +34,12 @@ def make_draws(objective: Objective, seed: int, batch: Batch) -> Draws:
     return Draws(objective.times(u).to(device), noise.to(device, non_blocking=True))
 
 
-def drop_labels(config: RunConfig, batch: Batch) -> Tensor:
-    """The labels, some of them replaced by the null class for classifier-free guidance."""
+def drop_conditions(config: RunConfig, batch: Batch) -> Condition:
+    """Labels or captions, some of them hidden for classifier-free guidance."""
     u = uniforms(config.training.seed, "label dropout", batch.first, batch.x.shape[0])[:, 0]
     dropped = (u < config.training.label_dropout).to(batch.label.device)
+    if batch.captions is not None:
+        return batch.captions.without(dropped)
     return batch.label.masked_fill(dropped, config.model.null_class)
 
 
@@ -135,7 +137,7 @@ def _loss(network: Parallel, objective: Objective, batch: Batch, config: RunConf
     draws = make_draws(objective, config.training.seed, batch)
     low = config.training.precision == "bfloat16"
     with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=low):
-        return objective.loss(network, batch.x, drop_labels(config, batch), draws, plan)
+        return objective.loss(network, batch.x, drop_conditions(config, batch), draws, plan)
 
 
 def _gather(network: Parallel, routing: tuple[Routing, ...], layers: list[Sums]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from diffmoe.data.labels import refuse_outside
+from diffmoe.data.pictures import Names, captioned_name, listed_captions
 from diffmoe.errors import DataError
 
 __all__ = [
@@ -24,15 +26,17 @@ __all__ = [
     "Origin",
     "Shard",
     "Skipped",
+    "read_captions",
     "read_labels",
     "read_record",
     "refuse_unfinished",
     "shard_file",
+    "write_captions",
     "write_labels",
     "write_record",
 ]
 
-CACHE, LABELS = "cache.json", "labels.npy"
+CACHE, LABELS, TEXTS = "cache.json", "labels.npy", "captions.jsonl"
 FORMAT, VERSION = "diffmoe latent cache", 2
 CROP = "ADM centre crop"  # the only one there is; a reader of the file may want to know
 AGAIN = "run the `diffmoe prepare` that made it again: it makes anew what is damaged"
@@ -58,6 +62,14 @@ class Origin:
     fingerprint: str
     path: str
     images: int
+    captions: str | None = None  # digest of all their captions, if they have some
+
+    @property
+    def name(self) -> str:
+        """The fingerprint of the images with their captions."""
+        if self.captions is None:
+            return self.fingerprint
+        return captioned_name(self.fingerprint, self.captions)
 
 
 @dataclass(frozen=True)
@@ -91,9 +103,10 @@ class CacheRecord:
     shard_images: int  # images of the source that a shard is made of
     shards: tuple[Shard, ...]
     labels: str  # sha256 of the file of labels
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none if the images have nothing but captions
     skipped: tuple[Skipped, ...]
     crop: str = CROP
+    captions: str | None = None  # sha256 of the file of captions, if there are some
 
     @property
     def count(self) -> int:
@@ -108,7 +121,8 @@ class CacheRecord:
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file."""
-        return {LABELS: self.labels} | {shard.file: shard.sha256 for shard in self.shards}
+        texts = {} if self.captions is None else {TEXTS: self.captions}
+        return {LABELS: self.labels} | texts | {one.file: one.sha256 for one in self.shards}
 
     @property
     def mirrors(self) -> int:
@@ -124,7 +138,14 @@ class CacheRecord:
     @property
     def fingerprint(self) -> str:
         """That of the images, as a run may move from them to their cache, plus what differs."""
-        name = self.source.fingerprint
+        return self._different(self.source.fingerprint)
+
+    @property
+    def captioned_fingerprint(self) -> str:
+        """The same for a run that reads the captions."""
+        return self._different(self.source.name)
+
+    def _different(self, name: str) -> str:
         if self.skipped:
             indices = " ".join(str(one.index) for one in self.skipped)
             name += f" without {len(self.skipped)}:{_digest(indices.encode())[:8]}"
@@ -150,8 +171,10 @@ def refuse_unfinished(path: Path) -> None:
 
 def write_record(folder: Path, record: CacheRecord) -> None:
     """Write the facts of a cache into its folder, with the list of its files."""
-    files = {"files": list(record.digests)}
-    content = {"format": FORMAT, "version": VERSION, **asdict(record), **files}
+    facts, files = asdict(record), {"files": list(record.digests)}
+    if record.captions is None:  # then the file is that of versions which knew no captions
+        del facts["captions"], facts["source"]["captions"]
+    content = {"format": FORMAT, "version": VERSION, **facts, **files}
     own = _digest(json.dumps(content).encode())
     (folder / CACHE).write_text(json.dumps({**content, "sha256": own}, indent=1) + "\n")
 
@@ -205,16 +228,7 @@ def write_labels(folder: Path, labels: np.ndarray) -> str:
 
 def read_labels(folder: Path, record: CacheRecord) -> Int[Tensor, " N"]:
     """The labels of all images; raises DataError if they are not as they were written."""
-    place = folder / LABELS
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"{LABELS} cannot be read ({reason})", where=str(place), remedy=AGAIN
-        ) from error
-    if _digest(content) != record.labels:
-        raise DataError(f"{LABELS} is damaged", where=str(place), remedy=AGAIN)
+    place, content = folder / LABELS, _sound(folder / LABELS, record.labels)
     labels = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64))
     if tuple(labels.shape) != (record.count,):
         raise DataError(
@@ -223,8 +237,41 @@ def read_labels(folder: Path, record: CacheRecord) -> Int[Tensor, " N"]:
             where=str(place),
             remedy=AGAIN,
         )
-    refuse_outside(labels, len(record.class_names), str(place), AGAIN, null=False)
+    classes = max(1, len(record.class_names))
+    refuse_outside(labels, classes, str(place), AGAIN, null=False)
     return labels
+
+
+def write_captions(folder: Path, captions: Iterable[str]) -> str:
+    """Write the captions of all images, a line each; returns the digest of their file."""
+    total = hashlib.sha256()
+    with (folder / TEXTS).open("wb") as file:
+        for caption in captions:
+            line = json.dumps(caption, ensure_ascii=False).encode() + b"\n"
+            total.update(line)
+            file.write(line)
+    return total.hexdigest()
+
+
+def read_captions(folder: Path, record: CacheRecord) -> Names:
+    """The captions of all images; raises DataError if they are not as they were written."""
+    place = folder / TEXTS
+    content = io.BytesIO(_sound(place, record.captions))
+    return listed_captions(str(place), content, record.count, AGAIN)
+
+
+def _sound(place: Path, digest: str | None) -> bytes:
+    """The content of a file; raises DataError if it is not as it was written."""
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{place.name} cannot be read ({reason})", where=str(place), remedy=AGAIN
+        ) from error
+    if _digest(content) != digest:
+        raise DataError(f"{place.name} is damaged", where=str(place), remedy=AGAIN)
+    return content
 
 
 def _digest(content: bytes) -> str:

@@ -23,7 +23,7 @@ from diffmoe.data.pictures.pictures import (
 )
 from diffmoe.errors import DataError
 
-__all__ = ["ArchivePictures", "Found", "by_folders", "refuse_twins", "visible"]
+__all__ = ["ArchivePictures", "Found", "by_folders", "refuse_twins", "shared_folders", "visible"]
 
 
 class Found(NamedTuple):
@@ -128,11 +128,16 @@ def visible(name: str) -> tuple[str, ...]:
 
 def _root(names: list[tuple[str, ...]], labelled: bool) -> int:
     """How many folders are common to all names and name no class."""
+    common = shared_folders(names)
+    only = labelled and all(len(name) == common + 1 for name in names)
+    return common - 1 if only and common else common
+
+
+def shared_folders(names: Iterable[tuple[str, ...]]) -> int:
+    """How many folders all names have in common, given their parts."""
     folders = [name[:-1] for name in names]
     ends = zip(min(folders), max(folders), strict=False)
-    common = len(list(takewhile(lambda pair: pair[0] == pair[1], ends)))
-    only = labelled and all(len(folder) == common for folder in folders)
-    return common - 1 if only and common else common
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], ends)))
 
 
 def refuse_twins(path: Path, names: Iterable[str]) -> None:

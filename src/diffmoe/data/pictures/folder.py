@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from diffmoe.data.pictures.pictures import (
 )
 from diffmoe.errors import DataError
 
-__all__ = ["FolderPictures", "Listing", "holds_classes", "listing"]
+__all__ = ["FolderPictures", "Listing", "files_below", "holds_classes", "listing"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,20 +112,31 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Paths of images below a folder; links to folders are not followed, dead links are listed."""
+    return files_below(folder, is_picture)
+
+
+def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """Paths of files whose names are `wanted`, anywhere below a folder.
+
+    Links to folders are not followed, dead links are listed.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _images(Path(entry.path))
-            elif _is_image(entry):
+                yield from files_below(Path(entry.path), wanted)
+            elif wanted(entry.name) and _is_file(entry):
                 yield entry.path
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether a name is an image's and not a pipe's, which would block its reader for ever."""
-    return is_picture(entry.name) and (entry.is_file() or entry.is_symlink())
+    return is_picture(entry.name) and _is_file(entry)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether a name is not a pipe's, which would block its reader for ever."""
+    return entry.is_file() or entry.is_symlink()
 
 
 def _size(path: str) -> int:

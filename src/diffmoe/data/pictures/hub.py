@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffmoe.data.fingerprint import fingerprint, spread
 from diffmoe.data.images import unreadable
-from diffmoe.data.pictures.hub_files import datasets_package, load_rows
+from diffmoe.data.pictures.hub_files import datasets_package
 from diffmoe.data.pictures.names import printable
 from diffmoe.data.pictures.pictures import (
     HEAD,
@@ -32,12 +32,13 @@ class HubPictures:
     """The rows of a data set; the picture is its first column of images.
 
     The label is the column `label`, else the first column of classes, else an integer column
-    `labels` or `cls`. Needs the package `datasets`.
+    `labels` or `cls`. `rows` are what the package `datasets` gives.
     """
 
-    def __init__(self, place: Path, files: Sequence[Path] = (), *, labelled: bool) -> None:
+    captions: Sequence[str] | None = None
+
+    def __init__(self, place: Path, rows: Any, *, labelled: bool) -> None:
         self._place = place
-        rows = load_rows(place, files)
         self._column = _image_column(place, rows)
         if not len(rows):
             raise no_pictures(str(place), labelled)

@@ -1,8 +1,9 @@
 """Many names held as one block of bytes: cheap to keep, to search and to hand to a process."""
 
-import os
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -11,24 +12,35 @@ from diffmoe.errors import DataError
 __all__ = ["Names", "class_names_of", "printable"]
 
 
-class Names:
+class Names(Sequence[str]):
     """Texts by number; those that are no Unicode survive, as in the names of files."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        parts = [os.fsencode(name) for name in names]
+        parts = [name.encode("utf-8", "surrogateescape") for name in names]
         self._block = b"".join(parts)
         self._ends = np.cumsum([0, *map(len, parts)])
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(f"name {index} of {len(self)}")
-        return os.fsdecode(self._block[self._ends[index] : self._ends[index + 1]])
+    @overload
+    def __getitem__(self, index: int) -> str: ...
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        text = self._block[self._ends[places] : self._ends[places + 1]]
+        return text.decode("utf-8", "surrogateescape")
+
+    def digest(self, some: range) -> str:
+        """SHA-256 of texts that follow one another, in 16 signs; where one ends is part of it."""
+        first, end = self._ends[some.start], self._ends[some.stop]
+        lengths = np.diff(self._ends[some.start : some.stop + 1]).astype("<i8").tobytes()
+        return hashlib.sha256(lengths + self._block[first:end]).hexdigest()[:16]
 
 
 def printable(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -40,6 +40,7 @@ class Pictures(Protocol):
 
     labels: Int[Tensor, " N"] | None  # None where nothing names a class
     class_names: tuple[str, ...]  # empty where there are no labels
+    captions: Sequence[str] | None  # None where nobody asked for them
 
     def __len__(self) -> int: ...
 
@@ -80,6 +81,7 @@ class NamedPictures(ABC):
     """What pictures that have names are told apart by."""
 
     labels: Int[Tensor, " N"] | None
+    captions: Sequence[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

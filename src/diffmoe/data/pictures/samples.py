@@ -1,6 +1,7 @@
 """A folder that sampling wrote: exactly the pictures of its record, with the labels asked for."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -8,6 +9,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from diffmoe.data.pictures.caption import (
+    CaptionedPictures,
+    NoCaptions,
+    caption_of,
+    first_of,
+)
 from diffmoe.data.pictures.folder import FolderPictures, Listing
 from diffmoe.data.pictures.pictures import MOST_CLASSES, no_pictures, numbered
 from diffmoe.errors import DataError
@@ -37,6 +44,18 @@ class SampledPictures(FolderPictures):
         names = () if labels is None else self._names(content, labels)
         super().__init__(folder, Listing(paths, labels, names))
 
+    def captioned(self, fields: Sequence[str]) -> CaptionedPictures:
+        """The same with the captions of the record, which each image needs then."""
+        found = [first_of(entry, fields) for entry in self._read()["images"]]
+        where = str(self._record)
+        if all(caption is None for caption in found):
+            raise NoCaptions(where, len(found))
+        captions = (
+            caption_of(caption, where, f"image {self._paths[number]!r:.100}")
+            for number, caption in enumerate(found)
+        )
+        return CaptionedPictures(self, captions, where)
+
     def _read(self) -> dict[str, Any]:
         try:
             content = json.loads(self._record.read_text(encoding="utf-8"))
@@ -51,6 +70,10 @@ class SampledPictures(FolderPictures):
         name = entry.get("file")
         if not isinstance(name, str) or not name or "\0" in name:
             raise self._damage("holds an image without a file")
+        try:
+            name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise self._damage(f"names {name!a}, which is no text") from error
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise self._damage(f"names {name!r}, which lies outside of the folder")

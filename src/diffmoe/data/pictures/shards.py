@@ -1,7 +1,8 @@
-"""WebDataset shards: tars in which a sample is a picture and a label that share a key."""
+"""WebDataset shards: tars in which a sample is a picture, a label and a caption of one key."""
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from diffmoe.data.pictures.archive import ArchivePictures, Found, refuse_twins, visible
+from diffmoe.data.pictures.caption import FIELDS, CaptionedPictures, NoCaptions, caption_of
 from diffmoe.data.pictures.members import Member, RefusedMember, read_member
 from diffmoe.data.pictures.names import class_names_of, printable
-from diffmoe.data.pictures.pictures import EXTENSIONS, MOST_CLASSES, no_pictures
+from diffmoe.data.pictures.pictures import EXTENSIONS, MOST_CLASSES, Pictures, no_pictures
 from diffmoe.data.pictures.samples import recorded_names
+from diffmoe.data.pictures.shard_captions import CAPTIONS, sample_caption
 from diffmoe.errors import DataError
 
 __all__ = ["has_keys", "shards"]
@@ -30,6 +33,7 @@ class _Sample(NamedTuple):
     key: str
     picture: Member
     label: int | None
+    caption: str | None
 
 
 def has_keys(members: Sequence[Member]) -> bool:
@@ -43,27 +47,43 @@ def has_keys(members: Sequence[Member]) -> bool:
 
 
 def shards(
-    paths: Sequence[Path], walked: Iterable[list[Member]], *, labelled: bool
-) -> ArchivePictures:
+    paths: Sequence[Path],
+    walked: Iterable[list[Member]],
+    *,
+    labelled: bool,
+    fields: Sequence[str] | None = None,
+) -> Pictures:
     """The samples of shards, whose members were `walked`, in the order of their keys in each.
 
     Labels are integers in `key.cls` or in a field of `key.json`; a single sample without one
     leaves all without labels, or is a DataError where labels are needed. `classes.txt` beside the
-    shards may name a class a line.
+    shards may name a class a line. With `fields`, captions are read, and each sample needs one.
     """
     samples: list[_Sample] = []
     for number, (path, members) in enumerate(zip(paths, walked, strict=True)):
         own = [member._replace(archive=number) for member in members]
-        samples += _samples(path, own, labelled)
+        samples += _samples(path, own, labelled, fields)
     where = str(paths[0] if len(paths) == 1 else paths[0].parent)
     if not samples:
         raise no_pictures(where, labelled)
     labels = _joined(samples)
     names = () if labels is None else _names(paths[0].parent, labels)
     keys = ["/".join(visible(sample.picture.name)) for sample in samples]
-    return ArchivePictures(
+    pictures = ArchivePictures(
         paths, Found(keys, [sample.picture for sample in samples], labels, names)
     )
+    if fields is None:
+        return pictures
+    if all(sample.caption is None for sample in samples):
+        why = f"no field {' or '.join(fields)} in any .json" if fields != FIELDS else ""
+        raise NoCaptions(where, len(samples), why)
+    captions = (_known(paths[sample.picture.archive], sample) for sample in samples)
+    return CaptionedPictures(pictures, captions, where)
+
+
+def _known(path: Path, sample: _Sample) -> str:
+    """The caption of a sample; raises DataError if it has none."""
+    return caption_of(sample.caption, str(path), f"sample {printable(sample.key)}")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -73,10 +93,13 @@ def _split(name: str) -> tuple[str, str]:
     return "/".join([*folders, stem]), (dot + extension).lower()
 
 
-def _samples(path: Path, members: list[Member], labelled: bool) -> list[_Sample]:
+def _samples(
+    path: Path, members: list[Member], labelled: bool, fields: Sequence[str] | None
+) -> list[_Sample]:
     """The samples of one shard in the order of their keys."""
     pictures: dict[str, Member] = {}
     notes: dict[str, Member] = {}
+    texts: defaultdict[str, dict[str, Member]] = defaultdict(dict)
     shown = [member for member in members if visible(member.name)]
     refuse_twins(path, ("/".join(visible(member.name)) for member in shown))
     for member in shown:
@@ -87,8 +110,15 @@ def _samples(path: Path, members: list[Member], labelled: bool) -> list[_Sample]
             pictures[key] = member
         elif extension == ".cls" or (extension == ".json" and key not in notes):
             notes[key] = member
+        if fields is not None and extension in CAPTIONS:
+            texts[key][extension] = member
     return [
-        _Sample(key, pictures[key], _label(path, key, notes.get(key), labelled))
+        _Sample(
+            key,
+            pictures[key],
+            _label(path, key, notes.get(key), labelled),
+            None if fields is None else sample_caption(path, key, texts[key], fields),
+        )
         for key in sorted(pictures)
     ]
 

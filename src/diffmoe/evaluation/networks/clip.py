@@ -9,24 +9,26 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from diffmoe.errors import ConfigError
-from diffmoe.evaluation.networks.features import blocks, check_images, exact_arithmetic
-from diffmoe.evaluation.networks.pretrained import (
+from diffmoe.codec import (
     CONFIG,
     WEIGHTS,
     Wanted,
+    blocks,
+    exact_arithmetic,
     fingerprint_of,
     load_model,
     load_tokenizer,
     locate,
 )
+from diffmoe.errors import ConfigError
+from diffmoe.evaluation.networks.features import BLOCK, check_images
 from diffmoe.evaluation.networks.resize import SIDE, normalized, resize_and_crop
 
 __all__ = ["CLIP", "ClipNetwork", "ClipScores", "clip_scores", "load_clip"]
 
 CLIP = Wanted(
     title="CLIP",
-    kind="clip",
+    kinds=("clip",),
     model="CLIPModel",
     example="openai/clip-vit-large-patch14",
     licence="MIT",
@@ -66,13 +68,15 @@ class ClipNetwork:
         """Unit vectors of 8-bit RGB images: short side to 224 pixels, middle square."""
         check_images(images)
         with exact_arithmetic(self._model.device):
-            return torch.cat([self._of_images(block)[:count] for block, count in blocks(images)])
+            return torch.cat(
+                [self._of_images(block)[:count] for block, count in blocks(images, BLOCK)]
+            )
 
     def of_captions(self, captions: list[str]) -> tuple[Float[Tensor, "B F"], int]:
         """Unit vectors of captions, and how many captions were cut at the network's length."""
         tokens, cut = self._tokens(captions)
         with exact_arithmetic(self._model.device):
-            parts = [self._of_tokens(block)[:count] for block, count in blocks(tokens)]
+            parts = [self._of_tokens(block)[:count] for block, count in blocks(tokens, BLOCK)]
         return torch.cat(parts), cut
 
     def _tokens(self, captions: list[str]) -> tuple[Int[Tensor, "B 2 T"], int]:
@@ -128,4 +132,4 @@ def load_clip(
             where=str(folder.absolute()),
             remedy=f"name a network of {SIDE} pixels, {CLIP.example} for one",
         )
-    return ClipNetwork(model, load_tokenizer(folder, CLIP), fingerprint_of(folder))
+    return ClipNetwork(model, load_tokenizer(folder, CLIP), fingerprint_of(folder, CLIP))

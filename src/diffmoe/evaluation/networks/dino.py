@@ -7,23 +7,25 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffmoe.errors import ConfigError
-from diffmoe.evaluation.networks.features import Features, blocks, check_images, exact_arithmetic
-from diffmoe.evaluation.networks.pretrained import (
+from diffmoe.codec import (
     CONFIG,
     WEIGHTS,
     Wanted,
+    blocks,
+    exact_arithmetic,
     fingerprint_of,
     load_model,
     locate,
 )
+from diffmoe.errors import ConfigError
+from diffmoe.evaluation.networks.features import BLOCK, Features, check_images
 from diffmoe.evaluation.networks.resize import SIDE, normalized, resize_whole
 
 __all__ = ["DINO", "DinoNetwork", "load_dino"]
 
 DINO = Wanted(
     title="DINOv2",
-    kind="dinov2",
+    kinds=("dinov2",),
     model="Dinov2Model",
     example="facebook/dinov2-large",
     licence="Apache-2.0",
@@ -50,7 +52,7 @@ class DinoNetwork:
         """Features of 8-bit RGB images of any size, resized to 224 x 224 by Pillow."""
         check_images(images)
         with exact_arithmetic(self._model.device):
-            parts = [self._of_block(block).first(count) for block, count in blocks(images)]
+            parts = [self._of_block(block).first(count) for block, count in blocks(images, BLOCK)]
         return Features.joined(parts)
 
     def _of_block(self, images: UInt8[Tensor, "B 3 H W"]) -> Features:
@@ -70,4 +72,4 @@ def load_dino(
             where=str(folder.absolute()),
             remedy=f"name a network with patches of 14 pixels, {DINO.example} for one",
         )
-    return DinoNetwork(model, fingerprint_of(folder))
+    return DinoNetwork(model, fingerprint_of(folder, DINO))

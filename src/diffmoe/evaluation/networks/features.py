@@ -1,7 +1,6 @@
-"""What every network says of images, and the blocks that make it independent of the batch."""
+"""What every network says of images, and how many of them it sees at once."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from diffmoe.errors import DataError
 
-__all__ = ["BLOCK", "FeatureNetwork", "Features", "blocks", "check_images", "exact_arithmetic"]
+__all__ = ["BLOCK", "FeatureNetwork", "Features", "check_images"]
 
 BLOCK = 32  # images a network sees at once: always as many
 
@@ -66,14 +65,6 @@ class FeatureNetwork(Protocol):
         """Features of 8-bit RGB images; raises DataError for anything else."""
 
 
-def blocks(items: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """The rows in blocks of `BLOCK`, the last filled with its last row, and how many count."""
-    for part in items.split(BLOCK):
-        missing = BLOCK - len(part)
-        filling = part[-1:].expand(missing, *part.shape[1:])
-        yield torch.cat([part, filling]) if missing else part, len(part)
-
-
 def check_images(images: Tensor, side: int | None = None) -> None:
     """Raise DataError unless these are 8-bit RGB images, of the side if one is given."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -92,16 +83,3 @@ def check_images(images: Tensor, side: int | None = None) -> None:
             f" which was trained on {side} x {side}",
             remedy=f"give images of {side} x {side} pixels",
         )
-
-
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Arithmetic that repeats and is not reduced: neither TensorFloat-32 nor autocast."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), exact:
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from diffmoe.codec import blocks, exact_arithmetic
 from diffmoe.evaluation.inception import Inception
 from diffmoe.evaluation.inception_weights import load_inception
-from diffmoe.evaluation.networks.features import Features, blocks, check_images, exact_arithmetic
+from diffmoe.evaluation.networks.features import BLOCK, Features, check_images
 
 __all__ = ["InceptionNetwork", "load_inception_network"]
 
@@ -27,7 +28,7 @@ class InceptionNetwork:
         """Features of 8-bit RGB images of any size, resized as TensorFlow 1 does."""
         check_images(images)
         with exact_arithmetic(self._network.fc.weight.device):
-            parts = [self._of_block(block).first(count) for block, count in blocks(images)]
+            parts = [self._of_block(block).first(count) for block, count in blocks(images, BLOCK)]
         return Features.joined(parts)
 
     def _of_block(self, images: UInt8[Tensor, "B 3 H W"]) -> Features:

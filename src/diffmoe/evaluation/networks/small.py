@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from diffmoe.codec import blocks, exact_arithmetic
 from diffmoe.errors import ConfigError
-from diffmoe.evaluation.networks.features import Features, blocks, check_images, exact_arithmetic
+from diffmoe.evaluation.networks.features import BLOCK, Features, check_images
 
 __all__ = ["SIDES", "SmallClassifier", "SmallNetwork", "check_side", "hash_of", "made_of"]
 
@@ -64,7 +65,7 @@ class SmallNetwork:
         """Features of 8-bit RGB images of the side it was trained on; DataError for others."""
         check_images(images, self.side)
         with exact_arithmetic(self._device):
-            parts = [self._of_block(block).first(count) for block, count in blocks(images)]
+            parts = [self._of_block(block).first(count) for block, count in blocks(images, BLOCK)]
         return Features.joined(parts)
 
     def to(self, device: torch.device | str) -> "SmallNetwork":

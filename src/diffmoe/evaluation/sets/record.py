@@ -32,6 +32,8 @@ def record_of(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or "weights_sha256" not in content:
         return None
     made = {name: value for name, value in content.items() if name not in _OF_FILES}
+    if isinstance(made.get("prompts"), list):  # as many as there are images, or nearly
+        made["prompts"] = _hashed(made["prompts"], "prompts")
     return made | {"seeds": _in_short(_seeds(content))}
 
 
@@ -55,5 +57,9 @@ def _in_short(seeds: Sequence[Any]) -> str:
         first = seeds[0]
         if list(seeds) == list(range(first, first + len(seeds))):
             return f"{first}..{first + len(seeds) - 1}"
-    digest = hashlib.sha256(json.dumps(list(seeds)).encode()).hexdigest()
-    return f"{len(seeds)} seeds sha256:{digest[:16]}"
+    return _hashed(seeds, "seeds")
+
+
+def _hashed(values: Sequence[Any], what: str) -> str:
+    digest = hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()
+    return f"{len(values)} {what} sha256:{digest[:16]}"

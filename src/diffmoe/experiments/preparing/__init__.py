@@ -1,5 +1,6 @@
-"""Images encoded once: a cache of posteriors to train from."""
+"""Images and captions encoded once: caches to train from."""
 
+from diffmoe.experiments.preparing.captions import PreparedCaptions, prepare_captions
 from diffmoe.experiments.preparing.run import PreparedCache, prepare
 
-__all__ = ["PreparedCache", "prepare"]
+__all__ = ["PreparedCache", "PreparedCaptions", "prepare", "prepare_captions"]

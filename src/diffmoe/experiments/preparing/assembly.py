@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from diffmoe.checkpoint import Parts, new_folder
-from diffmoe.data import CACHE, CacheRecord, Encoder, Origin, write_labels, write_record
+from diffmoe.data import CACHE, CacheRecord, Encoder, write_captions, write_labels, write_record
 from diffmoe.errors import DataError
 from diffmoe.experiments.place import refuse_results
 from diffmoe.experiments.preparing.shards import Made, drop_changed, keep_made, read_made
 from diffmoe.experiments.preparing.work import Work
 
-__all__ = ["assemble", "keep_sound", "refuse_damaged", "sound_files"]
+__all__ = ["assemble", "keep_sound", "link", "refuse_damaged", "sound_files", "sweep"]
 
 _ASIDE = re.compile(r"[a-z0-9_]{8}")  # what ends the name of a temporary folder
 
@@ -31,14 +31,30 @@ def assemble(work: Work, parts: Parts) -> None:
     _refuse_changed(work, parts)
     made = [read_made(parts.path(number)) for number in range(parts.count)]
     refuse_damaged(work, sum(len(one.skipped) for one in made))
-    _sweep(work.out)
+    sweep(work.out)
     with new_folder(work.out, replace=True) as aside:
         for number, one in enumerate(made):
-            _link(parts.path(number) / one.shard.file, aside / one.shard.file)
-        labels = [load_file(aside / one.shard.file)["labels"] for one in made]
-        digest = write_labels(aside, np.concatenate(labels))
-        write_record(aside, _record(work, made, digest))
+            link(parts.path(number) / one.shard.file, aside / one.shard.file)
+        digest = write_labels(aside, np.concatenate([_kept(aside, one, "labels") for one in made]))
+        texts = _write_captions(work, made, aside)
+        write_record(aside, _record(work, made, digest, texts))
         refuse_results(work.out, CACHE)  # hours may have passed
+
+
+def _kept(aside: Path, made: Made, name: str) -> np.ndarray:
+    """What a shard holds beside its posteriors."""
+    with safe_open(aside / made.shard.file, framework="np") as file:
+        kept: np.ndarray = file.get_tensor(name)
+    return kept
+
+
+def _write_captions(work: Work, made: list[Made], aside: Path) -> str | None:
+    """Write the captions of the images that are kept; the digest of their file, None of none."""
+    captions = work.source.captions
+    if captions is None:
+        return None
+    kept = (int(index) for one in made for index in _kept(aside, one, "index"))
+    return write_captions(aside, (captions[index] for index in kept))
 
 
 def _refuse_changed(work: Work, parts: Parts) -> None:
@@ -51,14 +67,14 @@ def _refuse_changed(work: Work, parts: Parts) -> None:
         )
 
 
-def _sweep(out: Path) -> None:
+def sweep(out: Path) -> None:
     """Remove what a process left that was killed here: its links would keep shards on the disk."""
     for left in out.parent.glob(f".tmp-{glob.escape(out.name)}-*"):
         if _ASIDE.fullmatch(left.name.removeprefix(f".tmp-{out.name}-")):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _record(work: Work, made: list[Made], labels: str) -> CacheRecord:
+def _record(work: Work, made: list[Made], labels: str, captions: str | None) -> CacheRecord:
     own, source = work.autoencoder.config, work.source
     return CacheRecord(
         autoencoder=Encoder(
@@ -69,15 +85,16 @@ def _record(work: Work, made: list[Made], labels: str) -> CacheRecord:
             own.scale,
             own.shift,
         ),
-        source=Origin(source.fingerprint, str(work.data.absolute()), len(source)),
+        source=work.origin,
         side=work.side,
         dtype=work.dtype,
         flip=work.flip,
         shard_images=work.shard_images,
         shards=tuple(one.shard for one in made),
         labels=labels,
-        class_names=source.class_names,
+        class_names=source.pictures.class_names,
         skipped=tuple(skipped for one in made for skipped in one.skipped),
+        captions=captions,
     )
 
 
@@ -112,12 +129,12 @@ def _digest(path: Path) -> str:
 def keep_sound(work: Work, record: CacheRecord, number: int, aside: Path) -> None:
     """Make a part of a shard that is as it was written, from the cache it lies in."""
     shard, wanted = record.shards[number], work.images(number)
-    _link(work.out / shard.file, aside / shard.file)
+    link(work.out / shard.file, aside / shard.file)
     skipped = tuple(one for one in record.skipped if one.index in wanted)
     keep_made(aside, Made(shard, skipped, work.state(number), work.state_of(skipped)))
 
 
-def _link(there: Path, here: Path) -> None:
+def link(there: Path, here: Path) -> None:
     """The same file under another name, or a copy where a file has one name only."""
     try:
         os.link(there, here)

@@ -44,14 +44,19 @@ class PreparedCache:
         """What the cache holds, and what was done for it."""
         record, mirrored = self.record, " and their mirror images" if self.record.flip else ""
         found = [
-            f"{record.count:,} images of {len(record.class_names)} classes{mirrored},"
-            f" {size_of(record.bytes)}: {self.path}",
+            f"{record.count:,} images{self._conditions()}{mirrored}, {size_of(record.bytes)}:"
+            f" {self.path}",
             self._share(),
         ]
         if record.skipped:
             place, number = self.path / CACHE, len(record.skipped)
             found.append(f"left out, as they cannot be read: {number} images, listed in {place}")
         return found
+
+    def _conditions(self) -> str:
+        classes, captions = len(self.record.class_names), self.record.captions is not None
+        named = [f"of {classes} classes"] * (classes > 0) + ["with captions"] * captions
+        return "".join(f" {what}" for what in named)
 
     def _share(self) -> str:
         if self.verified:

@@ -15,7 +15,9 @@ from diffmoe.codec import Autoencoder, open_autoencoder
 from diffmoe.data import (
     CACHE,
     CacheRecord,
+    CaptionedPictures,
     ImageSource,
+    Origin,
     Skipped,
     open_pictures,
     read_record,
@@ -65,7 +67,8 @@ class Work:
         _refuse_numbers(side, shard_images, dtype)
         _refuse_place(data, out)
         place = resolve_device(device)
-        source = ImageSource(open_pictures(data), channels=_COLOURS, side=side)
+        pictures = open_pictures(data, captioned=None)
+        source = ImageSource(pictures, channels=_COLOURS, side=side)
         encoder = open_autoencoder(autoencoder, place, flag="autoencoder")
         _refuse_side(side, encoder.config.factor)
         how = (side, dtype, flip, shard_images, skip_damaged)
@@ -86,6 +89,14 @@ class Work:
         return range(len(self.source))[shard * self.shard_images :][: self.shard_images]
 
     @property
+    def origin(self) -> Origin:
+        """The images, and apart from them their captions: a run may read these or not."""
+        pictures, place, count = self.source.pictures, str(self.data.absolute()), len(self.source)
+        if isinstance(pictures, CaptionedPictures):
+            return Origin(pictures.uncaptioned.fingerprint, place, count, pictures.caption_digest)
+        return Origin(pictures.fingerprint, place, count)
+
+    @property
     def key(self) -> dict[str, Any]:
         """All that shards depend on but what is in the images, of which each keeps its `state`."""
         return {"format": _FORMAT, "images": self.source.pictures.listing, **self._settings}
@@ -104,7 +115,7 @@ class Work:
         return self.source.pictures.state(range(0), (one.index for one in skipped))
 
     def refuse_other_images(self) -> None:
-        """Raise ConfigError if shards are there of images with other names, labels or number."""
+        """Raise ConfigError if shards are there of images other in names, number or condition."""
         try:
             found = json.loads((self.parts / "work.json").read_text())
         except (OSError, ValueError, RecursionError):
@@ -112,8 +123,9 @@ class Work:
         there = any(self.parts.glob("part-*"))
         others = {**found, "images": None} if isinstance(found, dict) else None
         if there and others == {**self.key, "images": None} and found != self.key:
+            captions = "or given other captions " if self.source.captions is not None else ""
             raise ConfigError(
-                f"images were added, removed or renamed since shards were encoded:"
+                f"images were added, removed or renamed {captions}since shards were encoded:"
                 f" {found['images']} then, {self.key['images']} now",
                 where=str(self.parts),
                 remedy="put them back (for a damaged one a readable one, or --skip-damaged), or"
@@ -131,7 +143,7 @@ class Work:
             return None
         record = read_record(self.out)
         own = record.autoencoder.identity
-        found = {"data": record.source.fingerprint} | _settings(
+        found = {"data": record.source.name} | _settings(
             own, record.side, record.dtype, record.flip, record.shard_images
         )
         wanted = {"data": self.source.fingerprint, **self._settings}

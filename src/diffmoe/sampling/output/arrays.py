@@ -33,7 +33,7 @@ _FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # of zip's calendar: the same images give th
 
 
 class NpzFile:
-    """`arr_0`, 8-bit RGB images (N, H, W, 3), and `arr_1`, their classes; not compressed.
+    """`arr_0`, 8-bit RGB images (N, H, W, 3), and `arr_1`, their labels; not compressed.
 
     Beside FILE.npz lie FILE.json, how it was made, and FILE-sheet.png, the first of the images.
     """
@@ -96,7 +96,7 @@ class NpzFile:
             said = {
                 **facts,
                 "format": self.name,
-                "class_names": list(asked.class_names),
+                **asked.names,
                 **_write_arrays(arrays, parts, asked),
                 "bytes": arrays.stat().st_size,
             }
@@ -176,11 +176,12 @@ def _pixels(parts: Sequence[DrawnPart]) -> Iterator[bytes]:
 
 
 def _sheet(parts: Sequence[DrawnPart], asked: ImageRequest) -> Image.Image:
-    """The first images with their classes and seeds."""
+    """The first images with their classes or prompts, and seeds."""
     shown = min(len(asked), MOST_SHOWN)
     found: list[np.ndarray] = []
     for part in parts:
         if len(found) < shown:
             found += list(np.load(part.folder / _PIXELS, allow_pickle=False)[: shown - len(found)])
     pixels = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
-    return captioned(pixels, [asked.caption(image) for image in range(shown)])
+    captions = [asked.caption(image) for image in range(shown)]
+    return captioned(pixels, captions, prompts=asked.captioned)

@@ -43,10 +43,19 @@ def _is_recorded_folder(folder: Path) -> bool | None:
     files = listed(read_record(folder / RECORD))
     if not files or not all("sha256" in entry for entry in files):
         return None
-    kind = Path(files[0]["file"]).suffix
-    found = {file.name for file in folder.glob(f"*{kind}")} - {SHEET}  # a reader may take them all
     names = {entry["file"] for entry in files}
-    return found == names and are_whole(folder, files) and are_recorded(folder, files)
+    return (
+        _beside(folder, names) - {SHEET} == names
+        and are_whole(folder, files)
+        and are_recorded(folder, files)
+    )
+
+
+def _beside(folder: Path, names: set[str]) -> set[str]:
+    """The files of the same kind where files of these names lie: a reader may take them all."""
+    places = {(Path(name).parent, Path(name).suffix) for name in names}
+    found = (file for place, kind in places for file in (folder / place).glob(f"*{kind}"))
+    return {file.relative_to(folder).as_posix() for file in found}
 
 
 def are_whole(folder: Path, files: Iterable[dict[str, Any]]) -> bool:

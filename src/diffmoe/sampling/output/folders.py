@@ -7,7 +7,7 @@ import os
 import shutil
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,20 +27,19 @@ from diffmoe.sampling.output.records import (
     UNREADABLE,
     DrawnPart,
     ImageRequest,
-    file_name,
     read_record,
     sweep_asides,
     write_record,
 )
 
-__all__ = ["PictureFolder", "TarShards"]
+__all__ = ["Folder", "PictureFolder", "TarShards", "entries", "files_of", "link", "pixels_of"]
 
 _SHARD = 1000  # images of a shard
 _LOOKED_AT = 64  # files that are read to tell whether a folder is there as it was written
 _PICTURES = "pictures.json"  # of a part: size and hash of each PNG
 
 
-class _Folder(ABC):
+class Folder(ABC):
     """A folder with a sheet and a record, made from parts that hold a PNG for each image."""
 
     name: ClassVar[str]
@@ -84,7 +83,7 @@ class _Folder(ABC):
         """Keep each image as a PNG, and their hashes, so that none is read for them."""
         made = {}
         for image, values in zip(images, pixels, strict=True):
-            name, content = _name(image, asked), _png(values)
+            name, content = asked.file_name(image), _png(values)
             (folder / name).write_bytes(content)
             made[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         (folder / _PICTURES).write_text(json.dumps(made))
@@ -95,15 +94,15 @@ class _Folder(ABC):
         """Write the folder in one rename."""
         refuse_place(target)
         sweep_asides(target)
-        said = {**facts, "format": self.name, "class_names": list(asked.class_names)}
+        said = {**facts, "format": self.name, **asked.names}
         with new_folder(target, replace=True) as aside:
-            entries = self.fill(aside, parts, asked)
+            told = self.fill(aside, parts, asked)
             _sheet(parts, asked).save(aside / SHEET)
-            write_record(aside / RECORD, said, self.lists, entries)
+            write_record(aside / RECORD, said, self.lists, told)
 
 
-class PictureFolder(_Folder):
-    """A PNG for each image, named after its number, class and seed."""
+class PictureFolder(Folder):
+    """A PNG for each image, named after its number, class or prompt, and seed."""
 
     name = "png"
     lists = "images"
@@ -112,18 +111,16 @@ class PictureFolder(_Folder):
         self, folder: Path, parts: Sequence[DrawnPart], asked: ImageRequest
     ) -> Iterable[dict[str, Any]]:
         """Give the files of the parts a second name each: nothing is copied."""
-        for image, file in _files(parts, asked):
-            _link(file, folder / _name(image, asked))
-        return (
-            {"file": _name(image, asked), **asked.facts(image), **made[_name(image, asked)]}
-            for part in parts
-            for made in [_made(part)]
-            for image in part.images
-        )
+        for image, file in files_of(parts, asked):
+            link(file, folder / asked.file_name(image))
+        return entries(parts, asked, asked.file_name)
 
 
-class TarShards(_Folder):
-    """Shards of the WebDataset layout: `KEY.png`, `KEY.cls` and `KEY.json` for each image."""
+class TarShards(Folder):
+    """Shards of the WebDataset layout: `KEY.png`, `KEY.cls` and `KEY.json` for each image.
+
+    In the place of `KEY.cls` an image that was drawn from a prompt has it in `KEY.txt`.
+    """
 
     name = "webdataset"
     lists = "shards"
@@ -132,44 +129,56 @@ class TarShards(_Folder):
         self, folder: Path, parts: Sequence[DrawnPart], asked: ImageRequest
     ) -> Iterable[dict[str, Any]]:
         """Write the shards; the same images give the same bytes."""
-        entries = []
-        files = _files(parts, asked)
+        told = []
+        files = files_of(parts, asked)
         for number in range(-(-len(asked) // _SHARD)):
             members = list(islice(files, _SHARD))
             path = folder / f"shard-{number:06d}.tar"
             _write_shard(path, members, asked)
             size, total = path.stat().st_size, digest(path)
             facts = {"file": path.name, "images": len(members), "bytes": size, "sha256": total}
-            entries.append(facts | {"seeds": [asked.seeds[image] for image, _ in members]})
-        return entries
+            told.append(facts | {"seeds": [asked.seeds[image] for image, _ in members]})
+        return told
 
 
 def _write_shard(path: Path, members: Sequence[tuple[int, Path]], asked: ImageRequest) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as shard:
         for image, file in members:
-            facts = asked.facts(image)
-            facts["class_name"] = asked.class_names[facts["label"]]
-            for suffix, content in (
-                ("png", file.read_bytes()),
-                ("cls", str(facts["label"]).encode()),
-                ("json", json.dumps(facts).encode()),
-            ):
+            for suffix, content in (("png", file.read_bytes()), *_told(image, asked)):
                 header = tarfile.TarInfo(f"{image:06d}.{suffix}")  # of nobody, at no time
                 header.size = len(content)
                 shard.addfile(header, io.BytesIO(content))
 
 
-def _name(image: int, asked: ImageRequest) -> str:
-    return file_name(image, asked.labels[image], asked.seeds[image])
+def _told(image: int, asked: ImageRequest) -> Iterator[tuple[str, bytes]]:
+    """What a shard says of an image, by the suffix under which it does."""
+    facts, name = asked.facts(image), asked.class_names[asked.labels[image]]
+    if asked.captioned:
+        yield "txt", name.encode("utf-8", "replace")
+    else:
+        facts["class_name"] = name
+        yield "cls", str(facts["label"]).encode()
+    yield "json", json.dumps(facts).encode()
 
 
-def _files(parts: Sequence[DrawnPart], asked: ImageRequest) -> Iterator[tuple[int, Path]]:
+def entries(
+    parts: Sequence[DrawnPart], asked: ImageRequest, place: Callable[[int], str]
+) -> Iterator[dict[str, Any]]:
+    """What a record says of each image, whose file lies at a place in the folder."""
+    for part in parts:
+        made = _made(part)
+        for image in part.images:
+            told = made[asked.file_name(image)]
+            yield {"file": place(image), **asked.facts(image), **told}
+
+
+def files_of(parts: Sequence[DrawnPart], asked: ImageRequest) -> Iterator[tuple[int, Path]]:
     """Number and PNG of each image, in the order asked for."""
     for part in parts:
-        yield from ((image, part.folder / _name(image, asked)) for image in part.images)
+        yield from ((image, part.folder / asked.file_name(image)) for image in part.images)
 
 
-def _link(file: Path, name: Path) -> None:
+def link(file: Path, name: Path) -> None:
     """Give a file a second name, or copy it where the file system has no such names."""
     try:
         os.link(file, name)
@@ -203,14 +212,16 @@ def _made(part: DrawnPart) -> dict[str, Any]:
 
 
 def _sheet(parts: Sequence[DrawnPart], asked: ImageRequest) -> Image.Image:
-    """The first images with their classes and seeds."""
+    """The first images with their classes or prompts, and seeds."""
     shown = min(len(asked), MOST_SHOWN)
-    files = [file for _, file in islice(_files(parts, asked), shown)]
+    files = [file for _, file in islice(files_of(parts, asked), shown)]
     captions = [asked.caption(image) for image in range(shown)]
-    return captioned(torch.stack([_pixels(file) for file in files]), captions)
+    pixels = torch.stack([pixels_of(file) for file in files])
+    return captioned(pixels, captions, prompts=asked.captioned)
 
 
-def _pixels(file: Path) -> UInt8[Tensor, "C H W"]:
+def pixels_of(file: Path) -> UInt8[Tensor, "C H W"]:
+    """The values of a picture."""
     with Image.open(file) as picture:
         values = torch.from_numpy(np.array(picture))
     return values[None] if values.ndim == 2 else values.permute(2, 0, 1)

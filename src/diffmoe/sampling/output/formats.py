@@ -15,15 +15,14 @@ FORMATS: dict[str, Output] = {
 _OF_FILES = {".npz", ".tar", ".zip"}  # suffixes that no folder should have
 
 
-def output_of(name: str | None, out: Path | None) -> Output:
+def output_of(format: str | Output | None, out: Path | None) -> Output:
     """The format of that name, or else the one that the suffix of `out` tells.
 
     Raises ConfigError if there is none of that name, or the two contradict each other.
     """
     suffix = "" if out is None else out.suffix.lower()
-    name = name or ("npz" if suffix == ".npz" else "png")
-    if name not in FORMATS:
-        raise ConfigError(f"format {name} is unknown", remedy=f"use {', '.join(FORMATS)}")
+    output = _named(format or ("npz" if suffix == ".npz" else "png"))
+    name = output.name
     if out is not None and name == "npz" and suffix != ".npz":
         raise ConfigError(
             f"format npz writes one file, and {out} is not called so",
@@ -34,4 +33,12 @@ def output_of(name: str | None, out: Path | None) -> Output:
             f"format {name} writes a folder, and {out} is called as a file",
             remedy=f"use --out {out.with_suffix('') if out else ''}, or a .npz for format npz",
         )
-    return FORMATS[name]
+    return output
+
+
+def _named(format: str | Output) -> Output:
+    if not isinstance(format, str):
+        return format
+    if format not in FORMATS:
+        raise ConfigError(f"format {format} is unknown", remedy=f"use {', '.join(FORMATS)}")
+    return FORMATS[format]

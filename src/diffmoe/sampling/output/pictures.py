@@ -1,6 +1,6 @@
 """Images as pictures: one, many on a sheet, and a sheet that says what each of them is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,10 +8,12 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["MOST_SHOWN", "captioned", "contact_sheet", "to_picture"]
+__all__ = ["MOST_SHOWN", "captioned", "contact_sheet", "tile_sheet", "to_picture"]
 
 MOST_SHOWN = 100  # images on the captioned sheet: one of 50,000 is no picture any more
-_TILE, _GAP, _CAPTION = 64, 8, 26  # pixels: least side of a tile, between tiles, of two lines
+_TILE, _WIDE = 64, 128  # pixels, at least: side of a tile, and of one above a prompt
+_GAP, _LINE = 8, 13  # pixels: between tiles, of a line of text
+_BROKEN, _READ = 3, 240  # lines of a prompt, and letters of it that may be shown
 
 
 def to_picture(image: UInt8[Tensor, "C H W"], scale: int = 1) -> Image.Image:
@@ -40,21 +42,57 @@ def contact_sheet(
 
 
 def captioned(
-    images: UInt8[Tensor, "N C H W"], captions: Sequence[str], columns: int = 10
+    images: UInt8[Tensor, "N C H W"],
+    captions: Sequence[str],
+    columns: int = 10,
+    prompts: bool = False,
 ) -> Image.Image:
-    """8-bit images on white, small ones enlarged, each above its caption of two lines."""
-    scale = -(-_TILE // min(images.shape[-2:]))
+    """8-bit images on white, small ones enlarged, each above its caption of two lines.
+
+    Where the first line is a prompt it is broken into three at most, below wider tiles.
+    """
+    scale = -(-(_WIDE if prompts else _TILE) // min(images.shape[-2:]))
     tiles = [to_picture(image, scale) for image in images]
+    return tile_sheet(tiles, captions, (_BROKEN if prompts else 1, 1), columns)
+
+
+def tile_sheet(
+    tiles: Sequence[Image.Image], captions: Sequence[str], lines: Sequence[int], columns: int = 10
+) -> Image.Image:
+    """Pictures of one size on white, each above its caption.
+
+    `lines` says into how many lines at most each line of a caption may be broken.
+    """
     columns, rows = min(columns, len(tiles)), -(-len(tiles) // columns)
-    wide, high = tiles[0].width + _GAP, tiles[0].height + _CAPTION + _GAP
+    wide = tiles[0].width + _GAP
+    high = tiles[0].height + _LINE * sum(lines) + _GAP
     sheet = Image.new(tiles[0].mode, (columns * wide + _GAP, rows * high + _GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for index, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
         left, top = _GAP + index % columns * wide, _GAP + index // columns * high
         sheet.paste(tile, (left, top))
-        fitting = "\n".join(_fitting(line, font, tile.width) for line in caption.split("\n"))
-        pen.multiline_text((left, top + tile.height), fitting, fill="black", font=font, spacing=1)
+        fitting = [
+            part
+            for line, most in zip(caption.split("\n"), lines, strict=True)
+            for part in _broken(line, font, tile.width, most)
+        ]
+        said = "\n".join(fitting)
+        pen.multiline_text((left, top + tile.height), said, fill="black", font=font, spacing=1)
     return sheet
+
+
+def _broken(line: str, font: Any, width: int, most: int) -> Iterator[str]:
+    """A line of text in lines of whole words, the last one cut off where there are too many."""
+    words = line[:_READ].split(" ")
+    for _ in range(most - 1):
+        taken = 1
+        while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
+            taken += 1
+        yield _fitting(" ".join(words[:taken]), font, width)
+        words = words[taken:]
+        if not words:
+            return
+    yield _fitting(" ".join(words), font, width)
 
 
 def _fitting(line: str, font: Any, width: int) -> str:

@@ -2,13 +2,16 @@
 
 import re
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffmoe.errors import StorageError
 from diffmoe.sampling.output.records import UNREADABLE, read_record
 
 __all__ = [
+    "GRID",
+    "METADATA",
     "RECORD",
     "SHEET",
     "listed",
@@ -19,8 +22,9 @@ __all__ = [
 ]
 
 RECORD, SHEET = "samples.json", "sheet.png"
+METADATA, GRID = "metadata.jsonl", "grid.png"  # beside the folder of each prompt's images
 _NAMES = {
-    "images": re.compile(r"\d{6,}-class-\d+-seed-\d+\.png"),
+    "images": re.compile(r"\d{6,}-(class|prompt)-\d+-seed-\d+\.png|\d{5,}/samples/\d{4,}\.png"),
     "shards": re.compile(r"shard-\d{6,}\.tar"),
 }
 
@@ -72,10 +76,26 @@ def _foreign(path: Path) -> str:
     """The name of the first thing at `path` that is not of samples; empty if there is none."""
     if not path.is_dir():
         return path.name if path.exists() else ""
-    names = {entry["file"] for entry in listed(read_record(path / RECORD))}
-    ours = {RECORD, SHEET, *names} if names else set()
-    others = (e.name for e in sorted(path.iterdir()) if e.name not in ours or not e.is_file())
-    return next(others, "")
+    names = {PurePosixPath(entry["file"]) for entry in listed(read_record(path / RECORD))}
+    return next(_others(path, PurePosixPath(), names, _folders(names)), "")
+
+
+def _folders(names: set[PurePosixPath]) -> set[PurePosixPath]:
+    """The folders that files lie in, below the one that is "."."""
+    return {parent for name in names for parent in name.parents} - {PurePosixPath()}
+
+
+def _others(
+    path: Path, below: PurePosixPath, names: set[PurePosixPath], folders: set[PurePosixPath]
+) -> Iterator[str]:
+    """The names of things in a folder that are not of samples: images, and what is beside them."""
+    beside = (METADATA, GRID) if below in folders else (RECORD, SHEET) if names else ()
+    for entry in sorted(path.iterdir()):
+        name = below / entry.name
+        if name in folders and entry.is_dir() and not entry.is_symlink():
+            yield from _others(entry, name, names, folders)
+        elif not (entry.is_file() and (name in names or entry.name in beside)):
+            yield name.as_posix()
 
 
 def _unmovable(path: Path) -> str:

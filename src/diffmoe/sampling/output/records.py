@@ -15,7 +15,6 @@ __all__ = [
     "DrawnPart",
     "ImageRequest",
     "Output",
-    "file_name",
     "read_record",
     "sweep_asides",
     "write_record",
@@ -26,24 +25,43 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recur
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """The images asked for: image i is of class `labels[i]`, from seed `seeds[i]`."""
+    """The images asked for: image i is of class or prompt `labels[i]`, from seed `seeds[i]`."""
 
     labels: Sequence[int]
     seeds: Sequence[int]
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # or prompts, by number
+    captioned: bool = False  # `labels` are numbers of prompts
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def file_name(self, image: int) -> str:
+        """The name of an image's own file."""
+        kind = "prompt" if self.captioned else "class"
+        return f"{image:06d}-{kind}-{self.labels[image]}-seed-{self.seeds[image]}.png"
+
     def caption(self, image: int) -> str:
-        """What stands below an image on the sheet: the name of its class, and its seed."""
+        """What stands below an image on the sheet: its prompt or the name of its class, its seed.
+
+        Class and seed are a line each; how a prompt is broken into lines is left to the sheet.
+        """
         name = " ".join(self.class_names[self.labels[image]].split())  # in one line
-        said = f"class {self.labels[image]}" if not name or name.isdecimal() else name
+        if self.captioned:
+            said = name or "(no prompt)"
+        else:
+            said = f"class {self.labels[image]}" if not name or name.isdecimal() else name
         return f"{said}\nseed {self.seeds[image]}"
 
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """What a record says the labels stand for: prompts, or the names of classes."""
+        return {"prompts" if self.captioned else "class_names": list(self.class_names)}
+
     def facts(self, image: int) -> dict[str, Any]:
-        """Label and seed of an image."""
-        return {"label": self.labels[image], "seed": self.seeds[image]}
+        """Label and seed of an image, and its prompt."""
+        found = {"label": self.labels[image], "seed": self.seeds[image]}
+        told = {"caption": self.class_names[self.labels[image]]} if self.captioned else {}
+        return found | told
 
 
 @dataclass(frozen=True)
@@ -85,11 +103,6 @@ class Output(Protocol):
 
     def room(self, values: int) -> int:
         """Bytes that parts and result of so many RGB values take; 0 where nobody knows."""
-
-
-def file_name(image: int, label: int, seed: int) -> str:
-    """The name of an image's own file."""
-    return f"{image:06d}-class-{label}-seed-{seed}.png"
 
 
 def write_record(path: Path, facts: dict[str, Any], name: str, entries: Iterable[Any]) -> None:

@@ -20,16 +20,22 @@ from diffmoe.errors import ConfigError, StorageError
 
 __all__ = [
     "CONFIG",
+    "SHARDS",
     "WEIGHTS",
     "Wanted",
+    "damage",
+    "digest_of",
     "fingerprint_of",
+    "folder_of",
     "load_model",
     "load_tokenizer",
     "locate",
+    "quiet",
 ]
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"  # lists the files of weights that lie in several
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LOADING_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError)
 
@@ -39,7 +45,7 @@ class Wanted:
     """A kind of network, and what to say where there is none."""
 
     title: str  # DINOv2
-    kind: str  # `model_type` of its config.json
+    kinds: tuple[str, ...]  # what `model_type` of its config.json may be
     model: str  # its class in transformers
     example: str  # its name on the hub
     licence: str
@@ -48,17 +54,41 @@ class Wanted:
 
 def locate(place: str | Path, wanted: Wanted) -> Path:
     """The folder of a network: itself, else in the hub's cache; ConfigError if it is not there."""
-    folder = Path(place).expanduser()
-    named = not folder.is_dir() and _HUB_NAME.fullmatch(str(place))
-    folder = _in_hub_cache(str(place), folder) if named else folder
-    lacks = [_missing(folder, files) for files in wanted.files]
+    folder = folder_of(place)
+    lacks = [_missing(folder, files, wanted) for files in wanted.files]
     if all(lacks):
-        raise _absence(place, folder, lacks[0], wanted)
+        nearest = min(zip(wanted.files, lacks, strict=True), key=lambda one: _distance(*one))
+        raise _absence(place, folder, nearest[1], wanted)
     return folder
 
 
-def _missing(folder: Path, files: tuple[str, ...]) -> list[str]:
-    return [file for file in files if not (folder / file).is_file()]
+def folder_of(place: str | Path) -> Path:
+    """The folder that a path or a hub name stands for; it need not be there."""
+    folder = Path(place).expanduser()
+    named = not folder.is_dir() and _HUB_NAME.fullmatch(str(place))
+    return _in_hub_cache(str(place), folder) if named else folder
+
+
+def _missing(folder: Path, files: tuple[str, ...], wanted: Wanted) -> list[str]:
+    lacks = [file for file in files if not (folder / file).is_file()]
+    shards = _shards(folder, wanted) if SHARDS in files and SHARDS not in lacks else []
+    return lacks + [file for file in shards if not (folder / file).is_file()]
+
+
+def _distance(files: tuple[str, ...], lacks: list[str]) -> int:
+    """How far a folder is from a set of files: a part of its weights counts for less than all."""
+    return 2 * len({*files} & {*lacks}) + bool({*lacks} - {*files})
+
+
+def _shards(folder: Path, wanted: Wanted) -> list[str]:
+    """The files in which the weights lie, by their list."""
+    try:
+        files = set(json.loads((folder / SHARDS).read_text("utf-8"))["weight_map"].values())
+        if not files or any(Path(file).name != file for file in files):
+            raise ValueError("a file of another folder is listed")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise damage(folder, wanted, f"{SHARDS} cannot be read") from error
+    return sorted(files)
 
 
 def _in_hub_cache(name: str, otherwise: Path) -> Path:
@@ -73,54 +103,70 @@ def _absence(place: str | Path, folder: Path, lacks: list[str], wanted: Wanted) 
 
     own = Path(place).expanduser().absolute()
     looked = [own] if folder.absolute() == own else [own, folder]
+    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    aside = f" ({pickles[0]} is a pickle, which could run code, and is not read)" if pickles else ""
     return ConfigError(
         f"the {wanted.title} network {place} lacks {' and '.join(lacks)}",
         where=f"looked in the folder {' and in '.join(map(str, looked))} and for such a name in"
-        f" {HF_HUB_CACHE}",
+        f" {HF_HUB_CACHE}{aside}",
         remedy=f"run `hf download {wanted.example}` ({wanted.licence}) where there is a network,"
         " or name a folder that holds these files",
     )
 
 
-def load_model(folder: Path, wanted: Wanted, device: torch.device | str) -> Any:
-    """The frozen float32 network of a folder; its attention is plain products, which repeat.
+def load_model(
+    folder: Path,
+    wanted: Wanted,
+    device: torch.device | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """The frozen network of a folder; its attention is plain products, which repeat.
 
     Raises ConfigError if it is of another kind or transformers is missing, StorageError if its
     files are damaged.
     """
     _check_kind(folder, wanted)
-    with _quiet() as transformers:
+    with quiet() as transformers:
         try:
             model, report = getattr(transformers, wanted.model).from_pretrained(
                 str(folder),
                 local_files_only=True,
                 use_safetensors=True,
-                dtype=torch.float32,
+                dtype=dtype,
                 attn_implementation="eager",
                 output_loading_info=True,
             )
         except _LOADING_ERRORS as error:
-            raise _damage(folder, wanted, _first_line(error)) from error
+            raise damage(folder, wanted, _first_line(error)) from error
     if missing := sorted(report["missing_keys"]):
         what = f"{len(missing)} tensors are missing, {missing[0]} for one"
-        raise _damage(folder, wanted, what)
+        raise damage(folder, wanted, what)
     return model.requires_grad_(False).eval().to(device)
 
 
 def load_tokenizer(folder: Path, wanted: Wanted) -> Any:
-    """The tokenizer of a folder; StorageError if its files are damaged."""
-    with _quiet() as transformers:
+    """CLIP's tokenizer of a folder; StorageError if its files are damaged."""
+    with quiet() as transformers:
         try:
             return transformers.CLIPTokenizerFast.from_pretrained(
                 str(folder), local_files_only=True
             )
         except Exception as error:  # its reader, written in Rust, raises plain exceptions
-            raise _damage(folder, wanted, _first_line(error)) from error
+            raise damage(folder, wanted, _first_line(error)) from error
 
 
-def fingerprint_of(folder: Path) -> str:
-    """SHA-256 of the weight file, hexadecimal."""
-    with (folder / WEIGHTS).open("rb") as stream:
+def fingerprint_of(folder: Path, wanted: Wanted) -> str:
+    """SHA-256 of the weights, hexadecimal: of their file, or of the digests of all their files."""
+    if (folder / WEIGHTS).is_file():
+        return digest_of(folder / WEIGHTS)
+    digests = "".join(f"{name} {digest_of(folder / name)}\n" for name in _shards(folder, wanted))
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -128,18 +174,18 @@ def _check_kind(folder: Path, wanted: Wanted) -> None:
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         kind = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise _damage(folder, wanted, f"{CONFIG} cannot be read") from error
-    if kind != wanted.kind:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise damage(folder, wanted, f"{CONFIG} cannot be read") from error
+    if kind not in wanted.kinds:
         raise ConfigError(
-            f"the network is of the kind {kind}, not {wanted.kind}",
+            f"the network is of the kind {kind}, not {' or '.join(wanted.kinds)}",
             where=str(folder.absolute()),
             remedy=f"name a folder of {wanted.title}, {wanted.example} for one",
         )
 
 
 @contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """transformers, without what it says of an attempt and without a trace in the random state."""
     try:
         import transformers
@@ -162,7 +208,8 @@ def _quiet() -> Iterator[Any]:
             told.enable_progress_bar()
 
 
-def _damage(folder: Path, wanted: Wanted, what: str) -> StorageError:
+def damage(folder: Path, wanted: Wanted, what: str) -> StorageError:
+    """The error of a network whose files are not as they should be."""
     return StorageError(
         f"the {wanted.title} network cannot be loaded ({what})",
         where=str(folder.absolute()),

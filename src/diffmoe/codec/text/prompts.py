@@ -1,0 +1,77 @@
+"""What every text encoder offers, and captions that people wrote, read with what is to be said."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from diffmoe.captions import Captions
+from diffmoe.config import TooLong
+from diffmoe.errors import ConfigError
+
+__all__ = ["TextEncoder", "read_prompts", "utf8"]
+
+_LOG = logging.getLogger(__name__)
+_TOLD, _QUOTED = 3, 60  # captions that are quoted, and characters of each
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Maps captions to tokens that a network reads; a caption has the same in any company."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a caption; shorter ones are padded."""
+
+    @property
+    def identity(self) -> str:
+        """Names the mapping, weights and tokenizer included: equal ones give equal tokens."""
+
+    def encode(self, captions: Sequence[str]) -> Captions:
+        """The tokens of captions; one of blanks only has none that is real."""
+
+    def cut(self, caption: str) -> str:
+        """What of a caption is not read because it is too long; empty if all of it is."""
+
+
+def utf8(caption: str) -> bytes:
+    """A caption as bytes, a question mark in the place of what is half a character."""
+    return caption.encode("utf-8", "replace")
+
+
+def read_prompts(
+    encoder: TextEncoder, captions: Sequence[str], too_long: TooLong, what: str = "caption"
+) -> Captions:
+    """The tokens of captions, which are numbered from 0 and called `what` in messages.
+
+    Of those that are too long the end is cut, with a warning that quotes it; with `too_long`
+    "refuse" they are a ConfigError. A warning names those that say nothing.
+    """
+    ends = [encoder.cut(caption) for caption in captions]
+    long = [_too_long(what, number, end, encoder) for number, end in enumerate(ends) if end]
+    if long and too_long == "refuse":
+        raise ConfigError(
+            "; ".join(_some(long, what)), remedy="shorten it, or set --text.too-long cut"
+        )
+    empty = [
+        f"{what} {number} is empty: it is drawn without condition"
+        for number, caption in enumerate(captions)
+        if not caption.strip()
+    ]
+    for message in (*_some([f"{one} is cut" for one in long], what), *_some(empty, what)):
+        _LOG.warning("%s", message)
+    return encoder.encode(captions)
+
+
+def _too_long(what: str, number: int, end: str, encoder: TextEncoder) -> str:
+    quoted = end if len(end) <= _QUOTED else f"{end[: _QUOTED - 3]}..."
+    return (
+        f"{what} {number} is longer than the {encoder.tokens} tokens that the model reads:"
+        f" {quoted!r}"
+    )
+
+
+def _some(messages: list[str], what: str) -> Iterator[str]:
+    """The first few messages, and how many more there are."""
+    yield from messages[:_TOLD]
+    if more := messages[_TOLD:]:
+        yield f"the same of {len(more)} more {what}s"
