@@ -13,13 +13,16 @@ ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-long check format clean
+.PHONY: help demo demo-t2i test test-long check format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: .venv/.stamp-demo ## train on digits, sample, score, write runs/demo/report.html (77 s on two cores)
 	$(BIN)/diffmoe demo
+
+demo-t2i: .venv/.stamp-demo ## the same from captions: scenes of shapes, judged, runs/demo-t2i/report.html
+	$(BIN)/diffmoe demo --text
 
 test: .venv/.stamp-test ## the test suite
 	$(ENV) $(BIN)/python -m pytest -n 2 tests

@@ -57,7 +57,7 @@ SWEEP = SweepCommand(settings=SamplingConfig())
         (
             EvaluateCommand(),
             "--network smal",
-            "--network takes inception, dinov2, small, clip or None, not 'smal'"
+            "--network takes inception, dinov2, small, clip, judge or None, not 'smal'"
             " — did you mean small?",
         ),
         (
@@ -93,3 +93,12 @@ def test_a_choice_is_told_in_the_order_it_is_written_in(
     with pytest.raises(ConfigError) as caught:
         parse(type(default), default, words.split(), "diffmoe verb")
     assert str(caught.value) == said
+
+
+def test_a_prompt_that_is_called_as_a_field_decides_nothing() -> None:
+    """`--prompts capacity` is a prompt: the run's own place on the dial stays."""
+    default = SampleCommand(settings=SamplingConfig(gamma=0.5))
+    kept = parse(SampleCommand, default, ["--prompts", "capacity", "policy"], "diffmoe sample RUN")
+    assert (kept.settings.policy, kept.settings.gamma) == ("constant", 0.5)
+    moved = parse(SampleCommand, default, ["--capacity", "0.7"], "diffmoe sample RUN")
+    assert (moved.settings.policy, moved.settings.capacity) == ("target", 0.7)

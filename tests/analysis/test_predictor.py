@@ -13,8 +13,11 @@ import tiny
 import trained
 from diffmoe.analysis.findings import PredictorCheck
 from diffmoe.analysis.predictor import check_predictor
+from diffmoe.captions import Captions
 from diffmoe.config import DDPMConfig
-from diffmoe.model import DiT, RoutingPlan
+from diffmoe.model import DiT, RoutingPlan, build_model
+from diffmoe.sampling import PromptConditions
+from texts import WORDS, some_captions, text_model, text_run
 
 LEVELS, BINS = 5, 20
 POOL = 8
@@ -130,6 +133,28 @@ def test_every_pool_holds_all_noise_levels_and_is_noised_as_in_training() -> Non
     assert all(given[3].selection == "train" for given, _ in seen)
     pools = [given[3].pool_of_image for given, _ in seen]
     assert pools[0] == (0,) * POOL + (1,) * POOL and pools[-1] == (0,) * POOL
+
+
+def test_captions_are_hidden_as_in_training() -> None:
+    """Each image has its prompt's tokens, and those that are dropped none that is real."""
+    run = text_run(training__label_dropout=0.25, sampling__batch=2 * POOL)
+    run = replace(run, model=text_model(WORDS, pool_images=POOL))
+    model = build_model(run.model, 0).requires_grad_(False)
+    prompts = some_captions(WORDS, [2, 6, 1, 4, 3])
+    seen, labels = watched(model), torch.arange(40) % 5
+    found = check_predictor(
+        model,
+        run,
+        images(40)[0],
+        labels,
+        conditions=PromptConditions(prompts, prompts.rows(slice(1))),
+    )
+    assert found is not None and found.images == 40
+    told = Captions.joined([given[2] for given, _ in seen])
+    assert torch.equal(told.tokens, prompts.tokens[labels])
+    hidden = ~told.mask.any(dim=1)
+    assert 2 < hidden.sum() < 20
+    assert torch.equal(told.mask[~hidden], prompts.mask[labels][~hidden])
 
 
 @pytest.mark.parametrize(("number", "drawn"), [(3, 8), (8, 8), (23, 16), (64, 64)])

@@ -16,11 +16,14 @@ from diffmoe.analysis.findings import (
     ClassCapacity,
     Cost,
     ExpertUse,
+    Groups,
     PredictorCheck,
+    RegionCapacity,
     StepCapacity,
     SweepPoint,
     TokenMaps,
     Variant,
+    WordCapacity,
 )
 from diffmoe.analysis.tables import rows_of, sweep_rows, write_json, write_table
 
@@ -104,21 +107,50 @@ POINT = SweepPoint(
     frechet=None,
     agreement=0.5,
 )
-FINDINGS = [STEPS, CLASSES, MAPS, EXPERTS, PREDICTOR, COST, SINGLE]
+GROUPS = Groups(
+    names=["red", "star"],
+    prompts=np.array([3, 1]),
+    images=np.array([12, 4]),
+    capacity=some(2),
+    error=np.array([0.1, NAN]),
+    error_of_images=some(2),
+)
+WORDS = WordCapacity(words=GROUPS, kinds=["colour", "shape"], by_kind=GROUPS, average=1.0)
+REGIONS = RegionCapacity(
+    names=["background", "edge", "inside"],
+    patches=np.array([40, 8, 2]),
+    images=np.array([9, 8, 2]),
+    capacity=some(3),
+    error=some(3),
+    level=some(4),
+    by_level=some(3, 4),
+    by_level_error=some(3, 4),
+    objects=np.array([1, 3]),
+    objects_images=np.array([7, 2]),
+    by_objects=some(2),
+    by_objects_error=some(2),
+    region_by_objects=some(2, 3),
+)
+FINDINGS = [STEPS, CLASSES, MAPS, EXPERTS, PREDICTOR, COST, SINGLE, WORDS, REGIONS]
 
 
 def test_every_finding_has_tables() -> None:
-    parts = {"Rows", "Variant", "SweepPoint"}  # of other findings
+    parts = {"Rows", "Variant", "SweepPoint", "Groups"}  # of other findings
+    parts.add("RegionPictures")  # a trace and other tables hold its numbers
     assert {type(one).__name__ for one in FINDINGS} == set(findings.__all__) - parts
     tables = [name for one in FINDINGS for name in rows_of(one)]
-    assert len(set(tables)) == len(tables) == 18
+    assert len(set(tables)) == len(tables) == 24
 
 
-@pytest.mark.parametrize("finding", [STEPS, EXPERTS, PREDICTOR], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    "finding", [STEPS, EXPERTS, PREDICTOR, REGIONS], ids=lambda one: type(one).__name__
+)
 def test_every_number_of_a_finding_is_in_a_table(finding: Any) -> None:
     told = [value for rows in rows_of(finding).values() for row in rows for value in row.values()]
     assert all(type(value) in (int, float, str) for value in told)
     for entry in fields(finding):
+        if entry.name == "noun":
+            continue
         values = np.asarray(getattr(finding, entry.name)).ravel().tolist()
         assert set(values) <= set(told), entry.name
 

@@ -23,6 +23,7 @@ from diffmoe.presets import preset
 from diffmoe.training import train
 from long_record import hold
 from runs import ROUTER_KINDS, changed, run_config
+from texts import text_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "plan.txt"
 
@@ -37,8 +38,13 @@ def bytes_at_most(config: RunConfig, folder: Path) -> int:
 
 
 def real_run(router: str, size: dict[str, Any], **changes: Any) -> RunConfig:
-    """Three steps, the first of which has no moments yet; nothing is copied to be saved."""
+    """Three steps, the first of which has no moments yet; nothing is copied to be saved.
+
+    The router `captions` is that of scenes.
+    """
     few = {"loop__steps": 3, "loop__checkpoint_every": 3, "machine__background_saves": False}
+    if router == "captions":
+        return text_run(**few, **size, **changes)
     return run_config(router, **few, **size, **changes)
 
 
@@ -66,7 +72,10 @@ def test_memory_is_that_of_a_real_run(size: str, way: str, tmp_path: Path) -> No
     assert planned_over_real("batch_pool", size, way, tmp_path / "run") == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("router", [kind for kind in ROUTER_KINDS if kind != "batch_pool"])
+OTHERS = [*(kind for kind in ROUTER_KINDS if kind != "batch_pool"), "captions"]
+
+
+@pytest.mark.parametrize("router", OTHERS)
 def test_memory_is_that_of_a_real_run_of_any_router(router: str, tmp_path: Path) -> None:
     assert planned_over_real(router, "small", "whole", tmp_path / "run") == pytest.approx(
         1, rel=0.1

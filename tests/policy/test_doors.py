@@ -22,12 +22,15 @@ TABLE = {
     "model": "captions config errors",
     "objective": "captions config errors model",
     "checkpoint": "config errors model",
-    "training": "captions config device distributed errors randomness codec data model objective checkpoint",
+    "training": "captions config device distributed errors randomness codec data model objective"
+    " checkpoint",
     "sampling": "captions config errors randomness codec model objective checkpoint",
-    "evaluation": "captions config errors randomness data codec model objective checkpoint sampling",
-    "analysis": "captions config errors randomness data model objective checkpoint sampling evaluation",
-    "experiments": "__init__ captions errors randomness config device distributed presets codec data model"
-    " objective checkpoint training sampling evaluation analysis",
+    "evaluation": "captions config errors randomness data codec model objective checkpoint"
+    " sampling",
+    "analysis": "captions config errors randomness data model objective checkpoint sampling"
+    " evaluation",
+    "experiments": "__init__ captions errors randomness config device distributed presets codec"
+    " data model objective checkpoint training sampling evaluation analysis",
 }
 DOORS = {room: frozenset(may.split()) for room, may in TABLE.items()}
 ROOMS = frozenset(DOORS) | {"_public", "cli", "console"}

@@ -251,6 +251,8 @@ BAD = [
     ("[]", "is no object"),
     (json.dumps({**GOOD, "tag": 3}), "has no text as tag"),
     (json.dumps({**GOOD, "prompt": " "}), "has no text as prompt"),
+    (json.dumps({**GOOD, "prompt": "\ud800"}), "has a prompt that holds bytes that are no text"),
+    (json.dumps({**GOOD, "prompt": "a" * 10_001}), "has a prompt that has 10,001 characters"),
     (json.dumps({"tag": "a", "prompt": "b"}), "includes nothing"),
     (json.dumps({**GOOD, "include": "ring"}), "has no list as include"),
     (json.dumps({**GOOD, "exclude": {}}), "has no list as exclude"),

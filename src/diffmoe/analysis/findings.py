@@ -1,7 +1,7 @@
 """What an analysis found, as plain arrays: figures draw these records, tables list them.
 
 Axes: steps of the sampling run, L MoE layers, E experts, T tokens an image, Q noise levels binned,
-I images shown, F frames shown of each.
+I images shown, F frames shown of each, R regions of a picture.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,16 @@ __all__ = [
     "ClassCapacity",
     "Cost",
     "ExpertUse",
+    "Groups",
     "PredictorCheck",
+    "RegionCapacity",
+    "RegionPictures",
     "Rows",
     "StepCapacity",
     "SweepPoint",
     "TokenMaps",
     "Variant",
+    "WordCapacity",
 ]
 
 Rows = list[dict[str, str | int | float]]  # a table in long form: one dictionary a line
@@ -51,6 +55,12 @@ class ClassCapacity:
     stability: float  # rank correlation (Spearman) of `selected` between halves of the draws
     stability_above: float | None  # the same of `above`
     agreement: float | None  # rank correlation between the two definitions
+    noun: str = "class"  # what a class is called: of a model that reads captions, a prompt
+
+    @property
+    def nouns(self) -> str:
+        """Several of them."""
+        return "classes" if self.noun == "class" else f"{self.noun}s"
 
     @property
     def leading(self) -> Float[np.ndarray, "classes"]:
@@ -61,6 +71,62 @@ class ClassCapacity:
         if np.ptp(self.selected[seen]) > 0.2 * np.ptp(self.above[seen]):
             return self.selected
         return self.above
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Capacity of groups of images, conditional branch; groups may share images."""
+
+    names: list[str]
+    prompts: Int[np.ndarray, "groups"]  # that images of the group were drawn from
+    images: Int[np.ndarray, "groups"]
+    capacity: Float[np.ndarray, "groups"]  # mean over images
+    error: Float[np.ndarray, "groups"]  # standard error, by prompts; NaN for one prompt
+    error_of_images: Float[np.ndarray, "groups"]  # as if images of a prompt were independent
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordCapacity:
+    """Capacity of the images whose prompt has a word, and a word of a kind."""
+
+    words: Groups  # kind after kind, the costliest first
+    kinds: list[str]  # of the words: colour, shape ...; empty where words have none
+    by_kind: Groups
+    average: float  # capacity of all images
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionCapacity:
+    """Capacity of the patches that show background, an object's edge or its inside.
+
+    Regions are those of the picture as drawn, at all noise levels. Standard errors are over
+    images, NaN for one image.
+    """
+
+    names: list[str]  # of the regions
+    patches: Int[np.ndarray, "R"]  # in all images
+    images: Int[np.ndarray, "R"]  # that have any
+    capacity: Float[np.ndarray, "R"]  # mean over their patches and evaluations
+    error: Float[np.ndarray, "R"]
+    level: Float[np.ndarray, "Q"]  # mean noise level of each bin, falling
+    by_level: Float[np.ndarray, "R Q"]
+    by_level_error: Float[np.ndarray, "R Q"]
+    objects: Int[np.ndarray, "n"]  # in the picture; 6 = or more
+    objects_images: Int[np.ndarray, "n"]
+    by_objects: Float[np.ndarray, "n"]  # of whole pictures
+    by_objects_error: Float[np.ndarray, "n"]
+    region_by_objects: Float[np.ndarray, "n R"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPictures:
+    """A few pictures with what they show and what their patches took, mean over all steps."""
+
+    names: list[str]
+    images: UInt8[np.ndarray, "I C H W"]
+    objects: Int[np.ndarray, "I H W"]  # number of the object of each pixel, 0 = background
+    regions: Int[np.ndarray, "I T"]  # of each patch
+    capacity: Float[np.ndarray, "I T"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +153,7 @@ class ExpertUse:
     class_information: Float[np.ndarray, "L"]  # mutual information of expert and class, bits
     class_chance: Float[np.ndarray, "L"]  # the same with labels exchanged at random
     level_information: Float[np.ndarray, "L"]  # mutual information of expert and step, bits
+    noun: str = "class"  # what a class is called: of a model that reads captions, a prompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffmoe.analysis.findings import PredictorCheck
+from diffmoe.captions import Captions
 from diffmoe.config import RunConfig
 from diffmoe.errors import ConfigError
-from diffmoe.model import DiT, Router, Routing, RoutingPlan
+from diffmoe.model import Condition, DiT, Router, Routing, RoutingPlan
 from diffmoe.objective import Draws, Objective, build_objective
 from diffmoe.randomness import normals, permutation, uniforms
+from diffmoe.sampling import ClassConditions, Conditions
 
 __all__ = ["check_predictor"]
 
@@ -27,7 +29,7 @@ class _Noised:
     """A few whole pools of images, with all that a training loss needs."""
 
     x: Tensor
-    label: Tensor
+    condition: Condition
     draws: Draws
     plan: RoutingPlan
     level: Int[Tensor, "B"]  # which noise level each image belongs to
@@ -87,6 +89,7 @@ def check_predictor(
     images: Float[Tensor, "N C H W"],
     labels: Int[Tensor, "N"],
     *,
+    conditions: Conditions | None = None,
     sampling_thresholds: Float[Tensor, "L E"] | None = None,
     progress: bool = False,
 ) -> PredictorCheck | None:
@@ -94,17 +97,18 @@ def check_predictor(
 
     Clean images in the model's own space are noised again and pooled as in training: whole pools,
     as many as there are images for, but at least one, if need be of repeated images. What the
-    tracked thresholds decide is NaN where they were never measured. `sampling_thresholds` are
-    passed on for comparison.
+    tracked thresholds decide is NaN where they were never measured. `conditions` are what labels
+    stand for where they are numbers of prompts; `sampling_thresholds` are passed on for comparison.
     """
     routers = [layer.router for layer in model.moe_layers]
     if not routers or any(router.tracked("token") is None for router in routers):
         return None
     layers = [_Layer(_threshold(router)) for router in routers]
     objective, pools = build_objective(config.objective), max(1, len(images) // _size(config))
+    told = conditions or ClassConditions(config.model.num_classes)
     with tqdm(total=pools, desc="noise again", unit="pool", disable=not progress) as bar:
         for some in _pools_at_a_time(config, pools):
-            noised = _noised(config, objective, images, labels, some)
+            noised = _noised(config, objective, images, (told, labels), some)
             records = _routing(model, config, objective, noised)
             if any(record.demand is None or record.quantile is None for record in records):
                 return None
@@ -126,7 +130,11 @@ def _pools_at_a_time(config: RunConfig, pools: int) -> Iterator[range]:
 
 
 def _noised(
-    config: RunConfig, objective: Objective, images: Tensor, labels: Tensor, pools: range
+    config: RunConfig,
+    objective: Objective,
+    images: Tensor,
+    told: tuple[Conditions, Tensor],
+    pools: range,
 ) -> _Noised:
     """Images of whole pools, with one time in each of as many equal parts as a pool has images.
 
@@ -142,17 +150,26 @@ def _noised(
     t = objective.times(u.clamp_max(1 - 2**-24))  # rounding may reach 1
     level = [int(objective.noise_level(float(time)) * _LEVELS) for time in t]
     dropped = uniforms(seed, f"{_STREAM}/label dropout", first, count)[:, 0]
-    null = (dropped < config.training.label_dropout).to(labels.device)
+    conditions, labels = told
+    own = conditions.of(labels[place.to(labels.device)].tolist(), images.device)
+    hidden = (dropped < config.training.label_dropout).to(images.device)
     noise = normals(seed, f"{_STREAM}/noise", first, count, tuple(images.shape[1:]))
     return _Noised(
         x=images[place],
-        label=labels[place.to(labels.device)].masked_fill(null, config.model.null_class),
+        condition=_without(own, hidden, config),
         draws=Draws(t, noise),
         plan=RoutingPlan(
             selection="train", pool_of_image=tuple(image // size for image in range(count))
         ),
         level=torch.tensor(level).clamp_max(_LEVELS - 1),
     )
+
+
+def _without(condition: Condition, hidden: Bool[Tensor, "B"], config: RunConfig) -> Condition:
+    """Conditions of which the hidden ones say nothing, as training drops them."""
+    if isinstance(condition, Captions):
+        return condition.without(hidden)
+    return condition.masked_fill(hidden, config.model.null_class)
 
 
 @torch.no_grad()
@@ -163,8 +180,8 @@ def _routing(
     device, low = model.positions.device, config.training.precision == "bfloat16"
     draws = Draws(noised.draws.t.to(device), noised.draws.noise.to(device))
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-        x, label = noised.x.to(device), noised.label.to(device)
-        return objective.loss(model, x, label, draws, noised.plan).routing
+        x, told = noised.x.to(device), noised.condition.to(device)
+        return objective.loss(model, x, told, draws, noised.plan).routing
 
 
 def _threshold(router: Router) -> Float[Tensor, "E"] | None:

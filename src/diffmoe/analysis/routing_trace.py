@@ -9,14 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffmoe.analysis.findings import ClassCapacity, ExpertUse, StepCapacity, TokenMaps
+from diffmoe.analysis.findings import (
+    ClassCapacity,
+    ExpertUse,
+    StepCapacity,
+    TokenMaps,
+    WordCapacity,
+)
 from diffmoe.analysis.tallies.archive import Described, write_trace
 from diffmoe.analysis.tallies.classes import ClassTally
 from diffmoe.analysis.tallies.experts import ExpertTally
 from diffmoe.analysis.tallies.maps import MapTally
 from diffmoe.analysis.tallies.observed import BatchSums, Observed
 from diffmoe.analysis.tallies.steps import StepTally
+from diffmoe.analysis.tallies.tokens import TokenTally
 from diffmoe.analysis.trace import CapacityTrace
+from diffmoe.analysis.words import word_capacity
 from diffmoe.config import RunConfig
 from diffmoe.objective import build_objective
 from diffmoe.sampling import Moment
@@ -39,23 +47,38 @@ class RoutingTrace:
     classes: ClassTally
     experts: ExpertTally
     maps: MapTally
+    tokens: TokenTally
+    prompted: bool = False  # classes are prompts
     batch: BatchSums | None = None  # whose images are being drawn
 
     @classmethod
     def empty(
-        cls, config: RunConfig, *, shown: Sequence[int] = (), frames: int = 12
+        cls,
+        config: RunConfig,
+        *,
+        shown: Sequence[int] = (),
+        frames: int = 12,
+        classes: int | None = None,
+        counted: int = 0,
     ) -> "RoutingTrace":
-        """A trace of a run by `config.sampling`; `shown` are numbers of images to map."""
+        """A trace of a run by `config.sampling`; `shown` are numbers of images to map.
+
+        Where prompts are drawn, there are so many `classes`. Of the first `counted` images experts
+        are counted patch by patch, as far as they fit 64 MiB.
+        """
         layers, experts = len(config.model.moe_blocks), config.model.router.num_experts
-        steps, classes = config.sampling.steps, config.model.num_classes
+        steps, prompted = config.sampling.steps, classes is not None
+        classes = classes or config.model.num_classes
         return cls(
             config=config,
             level_of=build_objective(config.objective).noise_level,
-            capacity=CapacityTrace.empty(config, steps),
+            capacity=CapacityTrace.empty(config, steps, classes=classes),
             steps=StepTally.empty(steps, layers, experts),
             classes=ClassTally.empty(classes),
             experts=ExpertTally.empty(classes, layers, experts),
             maps=MapTally.empty(config, shown, frames),
+            tokens=TokenTally.empty(config, counted),
+            prompted=prompted,
         )
 
     def __call__(self, moment: Moment) -> None:
@@ -72,7 +95,7 @@ class RoutingTrace:
             return
         level = self.level_of(moment.evaluation.time)
         seen = Observed.of(moment, self.config.model.tokens, first, level)
-        for tally in (self.steps, self.experts, self.maps):
+        for tally in (self.steps, self.experts, self.maps, self.tokens):
             tally.see(seen)
         if self.batch is not None and self.batch.goes_on(seen):
             self.batch.add(seen)
@@ -94,12 +117,19 @@ class RoutingTrace:
     def class_capacity(self, names: list[str]) -> ClassCapacity | None:
         """Capacity by class; None for a model without experts."""
         self._close()
-        return self.classes.capacity(names)
+        return self.classes.capacity(names, self._noun)
+
+    def word_capacity(
+        self, prompts: Sequence[str], kind_of: Callable[[str], str] | None = None
+    ) -> WordCapacity | None:
+        """Capacity by the words of prompts, see there; None for a model without experts."""
+        self._close()
+        return word_capacity(self.classes, prompts, kind_of)
 
     def expert_use(self) -> ExpertUse | None:
         """What experts do; None for a model without experts."""
         self._close()
-        return self.experts.use(self.steps.information())
+        return self.experts.use(self.steps.information(), self._noun)
 
     def token_maps(
         self, names: list[str], images: np.ndarray | Tensor, decode: Callable[[Tensor], Tensor]
@@ -118,8 +148,7 @@ class RoutingTrace:
         write_trace(folder, self._arrays(), self._facts())
 
     def _arrays(self) -> dict[str, Described]:
-        tallies = (self.steps, self.classes, self.experts, self.maps)
-        found = {name: one for tally in tallies for name, one in tally.arrays().items()}
+        found = {name: one for tally in self._tallies for name, one in tally.arrays().items()}
         whole, branches = self.capacity, "all branches of guidance"
         return found | {
             "executed_pairs": Described(
@@ -131,11 +160,19 @@ class RoutingTrace:
             ),
         }
 
+    @property
+    def _noun(self) -> str:
+        return "prompt" if self.prompted else "class"
+
+    @property
+    def _tallies(self) -> tuple[StepTally | ClassTally | ExpertTally | MapTally | TokenTally, ...]:
+        return self.steps, self.classes, self.experts, self.maps, self.tokens
+
     def _facts(self) -> dict[str, Any]:
         model = self.config.model
         return {
             "about": "conditional branch, unless it says otherwise; images are numbered from 0",
-            "classes": model.num_classes,
+            "classes": len(self.capacity.class_sum),
             "tokens": model.tokens,
             "patches_a_side": model.input_size // model.patch_size,
             "blocks": list(model.moe_blocks),
@@ -152,7 +189,7 @@ class RoutingTrace:
         waiting = 0 if self.batch is None else self.batch.nbytes
         return (
             sum(value.nbytes for value in whole)
-            + sum(tally.nbytes for tally in (self.steps, self.classes, self.experts, self.maps))
+            + sum(tally.nbytes for tally in self._tallies)
             + waiting
         )
 

@@ -14,11 +14,14 @@ from diffmoe.analysis.findings import (
     ClassCapacity,
     Cost,
     ExpertUse,
+    Groups,
     PredictorCheck,
+    RegionCapacity,
     Rows,
     StepCapacity,
     SweepPoint,
     TokenMaps,
+    WordCapacity,
 )
 from diffmoe.checkpoint import write_file, write_text
 
@@ -42,6 +45,12 @@ def _cells(axes: Sequence[str], **columns: np.ndarray) -> Rows:
         line = dict(zip(axes, place, strict=True))
         lines.append(line | {name: _at(column, place) for name, column in values.items()})
     return lines
+
+
+def _lines(**columns: Any) -> Rows:
+    """A line for each place of columns of one length."""
+    values = (np.asarray(column).tolist() for column in columns.values())
+    return [dict(zip(columns, line, strict=True)) for line in zip(*values, strict=True)]
 
 
 def _at(values: Any, place: tuple[int, ...]) -> float | int:
@@ -75,16 +84,59 @@ def _classes(found: ClassCapacity) -> dict[str, Rows]:
     """What each class took; how far to trust it only where some number tells."""
     above = np.full(len(found.images), _NAN) if found.above is None else found.above
     columns = {"images": found.images, "selected": found.selected, "error": found.error}
-    lines = _cells(["class"], **columns, above=above)
+    lines = _cells([found.noun], **columns, above=above)
     alone = _named(
         stability=found.stability,
         stability_above=found.stability_above,
         agreement=found.agreement,
     )
     classes: Rows = [{"name": name, **line} for name, line in zip(found.names, lines, strict=True)]
-    tables = {"capacity_by_class": classes, "class_stability": alone}
+    name = f"capacity_by_{found.noun}"
+    tables = {name: classes, f"{found.noun}_stability": alone}
     unknown = all(_is_nan(line["value"]) for line in alone)
-    return {"capacity_by_class": classes} if unknown else tables
+    return {name: classes} if unknown else tables
+
+
+def _words(found: WordCapacity) -> dict[str, Rows]:
+    words = _grouped("word", found.words)
+    if not found.kinds:
+        return {"capacity_by_word": words}
+    lines: Rows = [{"kind": kind, **line} for kind, line in zip(found.kinds, words, strict=True)]
+    return {"capacity_by_word": lines, "capacity_by_word_kind": _grouped("kind", found.by_kind)}
+
+
+def _grouped(what: str, found: Groups) -> Rows:
+    """A line for each group, by its name."""
+    columns = {name: value for name, value in vars(found).items() if name != "names"}
+    return _lines(**{what: found.names}, **columns)
+
+
+def _regions(found: RegionCapacity) -> dict[str, Rows]:
+    level = np.broadcast_to(found.level, found.by_level.shape)
+    levels = {"capacity": found.by_level, "error": found.by_level_error}
+    objects = np.broadcast_to(found.objects[:, None], found.region_by_objects.shape)
+    parts = {"objects": objects.T, "capacity": found.region_by_objects.T}
+
+    def named(rows: Rows) -> Rows:
+        return [line | {"region": found.names[int(line["region"])]} for line in rows]
+
+    return {
+        "capacity_by_region": _lines(
+            region=found.names,
+            patches=found.patches,
+            images=found.images,
+            capacity=found.capacity,
+            error=found.error,
+        ),
+        "capacity_by_region_and_level": named(_cells(["region", "bin"], level=level, **levels)),
+        "capacity_by_objects": _lines(
+            objects=found.objects,
+            images=found.objects_images,
+            capacity=found.by_objects,
+            error=found.by_objects_error,
+        ),
+        "capacity_by_objects_and_region": named(_cells(["region", "place"], **parts)),
+    }
 
 
 def _maps(found: TokenMaps) -> dict[str, Rows]:
@@ -120,9 +172,11 @@ def _experts(found: ExpertUse) -> dict[str, Rows]:
         "expert_overlap": _cells(["layer", "expert", "other"], overlap=found.overlap),
         "expert_information": _cells(
             ["layer"],
-            class_bits=found.class_information,
-            class_bits_by_chance=found.class_chance,
-            level_bits=found.level_information,
+            **{
+                f"{found.noun}_bits": found.class_information,
+                f"{found.noun}_bits_by_chance": found.class_chance,
+                "level_bits": found.level_information,
+            },
         ),
     }
 
@@ -184,6 +238,8 @@ def sweep_rows(points: Sequence[SweepPoint]) -> dict[str, Rows]:
 _TABLES: dict[type, Callable[[Any], dict[str, Rows]]] = {
     StepCapacity: _steps,
     ClassCapacity: _classes,
+    WordCapacity: _words,
+    RegionCapacity: _regions,
     TokenMaps: _maps,
     ExpertUse: _experts,
     PredictorCheck: _predictor,

@@ -35,10 +35,10 @@ class CapacityTrace:
     dropped: float = 0.0  # pairs that `max_capacity` left out
 
     @classmethod
-    def empty(cls, config: RunConfig, steps: int) -> "CapacityTrace":
-        """A trace of a sampling run of `steps` steps."""
+    def empty(cls, config: RunConfig, steps: int, *, classes: int | None = None) -> "CapacityTrace":
+        """A trace of `steps` steps; of `classes` prompts, or of the classes of the model."""
         layers, experts = len(config.model.moe_blocks), config.model.router.num_experts
-        classes = config.model.num_classes
+        classes = classes or config.model.num_classes
         return cls(
             step_sum=torch.zeros(steps, dtype=torch.float64),
             step_images=torch.zeros(steps, dtype=torch.float64),

@@ -1,6 +1,7 @@
 """The words of each verb: records whose fields are flags, and mistakes told in a sentence."""
 
 from diffmoe.arguments.parsing import parse
+from diffmoe.arguments.preparing import PrepareCommand
 from diffmoe.arguments.records import (
     AnalyzeCommand,
     BenchCommand,
@@ -9,13 +10,12 @@ from diffmoe.arguments.records import (
     EvaluateCommand,
     EvaluateRunCommand,
     PlanCommand,
-    PrepareCommand,
     ReportCommand,
-    SampleCommand,
     SelftestCommand,
     SweepCommand,
     TrainCommand,
 )
+from diffmoe.arguments.sampling import SampleCommand
 
 __all__ = [
     "AnalyzeCommand",

@@ -124,15 +124,17 @@ def _without(words: list[str], flag: str) -> list[str]:
 def _undecided(default: Any, words: Sequence[str]) -> Any:
     """The default, rid of its place on the dial where words name another one."""
     if hasattr(default, "config"):
-        own = [word.removeprefix("--sampling.") for word in words]
-        return replace(default, config=_rid(default.config, "sampling", own))
-    return _rid(default, "settings", [word.removeprefix("--") for word in words])
+        return replace(default, config=_rid(default.config, "sampling", words, "--sampling."))
+    return _rid(default, "settings", words, "--")
 
 
-def _rid(record: Any, name: str, words: Sequence[str]) -> Any:
-    parts = [part for word in words for part in word.split("=")]
-    image = ("selection", "image") in itertools.pairwise(parts)
-    if not hasattr(record, name) or not (image or {"policy", "gamma", "capacity"} & {*parts}):
+def _rid(record: Any, name: str, words: Sequence[str], prefix: str) -> Any:
+    """The record, undecided if flags decide; a value of another flag may be any word."""
+    pairs = (f"{one}={other}" for one, other in itertools.pairwise([*words, ""]))
+    said = [pair.removeprefix(prefix).split("=") for pair in pairs if pair.startswith(prefix)]
+    image = any(parts[:2] == ["selection", "image"] for parts in said)
+    decided = image or any(parts[0] in ("policy", "gamma", "capacity") for parts in said)
+    if not hasattr(record, name) or not decided:
         return record
     return replace(record, **{name: getattr(record, name).undecided()})
 

@@ -9,7 +9,7 @@ import tyro
 
 from diffmoe.arguments.times import duration
 from diffmoe.arguments.units import BYTES, OPERATIONS, SPEEDS, amount
-from diffmoe.config import SD_VAE, Checked, Level, RunConfig, SamplingConfig
+from diffmoe.config import Checked, Level, RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError
 
 __all__ = [
@@ -21,9 +21,7 @@ __all__ = [
     "EvaluateCommand",
     "EvaluateRunCommand",
     "PlanCommand",
-    "PrepareCommand",
     "ReportCommand",
-    "SampleCommand",
     "SelftestCommand",
     "SweepCommand",
     "TrainCommand",
@@ -114,32 +112,11 @@ _UNITS = {"memory": BYTES, "peak": OPERATIONS, "bandwidth": SPEEDS, "network": S
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleCommand:
-    """Draw images from a run: one for each label, or `count`, each from its own seed.
-
-    Any number of processes may run the same command at once, and one that was stopped goes on.
-    """
-
-    settings: Annotated[SamplingConfig, FLAT]
-    labels: tuple[str, ...] = ()  # numbers or names of classes, in turn; none = as `law` says
-    seeds: tuple[int, ...] = ()  # a seed for each image; none = one after the other from `seed`
-    count: int | None = None  # images; None = as many as labels or seeds, 16 without either
-    law: Literal["balanced", "random"] = "balanced"  # all classes in turn, or drawn by the seed
-    seed: int = 0  # the first, where no seeds are given
-    out: Path | None = None  # folder to write, or file of format npz; None = below the run
-    format: Literal["png", "npz", "webdataset"] | None = None  # None = as out is called, or png
-    device: str = "auto"  # auto, cpu, cuda, ...
-    strict: bool = False  # the same bits in any batch: on CPUs, by one thread and fixed kernels
-    capture: bool = False  # record the network as a CUDA graph and replay it, for small batches
-    quiet: bool = False  # no progress bar
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReportCommand:
     """Sample a run, score the samples and write report.html into its folder."""
 
     settings: Annotated[SamplingConfig, FLAT]
-    count: int = 1000  # images, all classes in turn
+    count: int = 1000  # images, all classes or prompts in turn
     seed: int = 0  # the first of their seeds
     device: str = "auto"  # auto, cpu, cuda, ...
     strict: bool = False  # the same bits in any batch: on CPUs, by one thread and fixed kernels
@@ -148,12 +125,15 @@ class ReportCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeCommand:
-    """Sample a run and write where its compute went into its folder: figures, tables, one page."""
+    """Sample a run and write where its compute went into its folder: figures, tables, one page.
+
+    Of a run from captions prompts have their turn in the place of classes.
+    """
 
     settings: Annotated[SamplingConfig, FLAT]
     count: int | None = None  # images, all classes in turn; None = 1000, or 4 of each class
     seed: int = 0  # the first of their seeds
-    classes: tuple[str, ...] = ()  # whose first image is mapped, names too; none = some, spread
+    classes: tuple[str, ...] = ()  # whose first image is mapped, or prompts by number; none = some
     maps: int = 6  # images mapped, where no classes are named
     frames: int = 12  # noise levels that maps show
     out: Path | None = None  # folder to write; None = analysis, below the run
@@ -179,7 +159,7 @@ class SweepCommand:
     quiet: bool = False  # no progress bar
 
 
-NetworkName = Literal["inception", "dinov2", "small", "clip"]
+NetworkName = Literal["inception", "dinov2", "small", "clip", "judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +167,7 @@ class EvaluateCommand:
     """Compare images with a reference: Frechet and kernel distances, precision, recall and more."""
 
     reference: Path | None = None  # .npz of ADM, statistics, or images; needed to compare
-    network: NetworkName | None = None  # None = inception; small for a run's own small images
+    network: NetworkName | None = None  # None = inception; judge for scenes and their prompts
     network_weights: str | None = None  # its file, folder or hub name; None = the usual places
     count: int | None = None  # images; None = all
     crop: bool = False  # crop and scale the reference's images to the samples' size, as ADM does
@@ -200,13 +180,13 @@ class EvaluateCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRunCommand:
-    """Draw images from a run and compare them with a reference."""
+    """Draw images from a run and compare them with a reference, or scenes with their prompts."""
 
     settings: Annotated[SamplingConfig, FLAT]
     reference: Path | None = None  # .npz of ADM, statistics, or images; None = the run's own data
-    network: NetworkName | None = None  # None = inception; small for a run's own small images
+    network: NetworkName | None = None  # None = judge of scenes, small of small images, inception
     network_weights: str | None = None  # its file, folder or hub name; None = the usual places
-    count: int | None = None  # images; None = 50,000, or as many as a small set's own
+    count: int | None = None  # images; None = 50,000, a small set's own, for judge 600 a split
     seed: int = 0  # the first of their seeds
     crop: bool = False  # crop and scale the reference's images to the samples' size, as ADM does
     out: Path | None = None  # file to write; None = below the run
@@ -217,11 +197,15 @@ class EvaluateRunCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCommand:
-    """Train a small DiffMoE on real digits, sample it and write a report, in minutes."""
+    """Train a small DiffMoE, sample it and write a report, in minutes.
 
-    run: Path = Path("runs/demo")  # the run folder
+    It learns real digits, or with --text to draw what captions say of coloured shapes.
+    """
+
+    text: bool = False  # from captions, on drawn scenes
+    run: Path | None = None  # the run folder; None = runs/demo, of captions runs/demo-t2i
     steps: int | None = None  # optimizer steps; None = the preset's, or those already done
-    count: int = 1000  # images to score
+    count: int | None = None  # images to score; None = 1000, of captions 240
     quiet: bool = False  # no progress bar
 
 
@@ -249,26 +233,6 @@ class ConvertCommand:
     preset: str | None = None  # the model the file holds; None = found by its sizes
     heads: int | None = None  # attention heads; None = the preset's
     objective: Literal["flow", "ddpm"] | None = None  # what it predicts; None = the preset's
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareCommand:
-    """Encode images once into a latent cache, which training then reads instead of the images.
-
-    Any number of processes may share the work, and the same command goes on where one was stopped;
-    on a finished cache it verifies all files and makes damaged ones anew.
-    """
-
-    autoencoder: str = SD_VAE.path  # folder or hub name of a diffusers AutoencoderKL
-    out: Path | None = None  # the cache; None = the images' path with -latents behind it
-    side: int = 256  # images are cropped and scaled to so many pixels
-    dtype: Literal["float32", "float16"] = "float32"  # of what is kept; float16 halves the disk
-    flip: bool = True  # also encode the mirror images, which data.flip of training needs
-    shard: int = 1024  # images of a file
-    skip_damaged: bool = False  # leave out images that cannot be read, up to 1 in 100
-    workers: int = 0  # processes that read images
-    device: str = "auto"  # auto, cpu, cuda, ...
-    quiet: bool = False  # no progress bar
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,9 @@
 """The verbs that draw from a run: sample, report, analyze and sweep."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from diffmoe.arguments import (
     AnalyzeCommand,
     ReportCommand,
@@ -8,7 +12,12 @@ from diffmoe.arguments import (
     parse,
 )
 from diffmoe.cli.words import config_of, first, of_run, set_mode
+from diffmoe.config import RunConfig
 from diffmoe.console import report_lines
+from diffmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffmoe.experiments import Asked
 
 __all__ = ["analyze", "report", "sample", "sweep"]
 
@@ -21,8 +30,34 @@ def sample(words: list[str]) -> None:
     command = parse(SampleCommand, default, rest, f"diffmoe sample {name}")
     set_mode(command.strict)
     from diffmoe.device import is_first_process
-    from diffmoe.experiments import class_numbers, draw_samples, request, trained_classes
+    from diffmoe.experiments import draw_samples
 
+    asked = (_prompted if config.model.reads_text else _classes)(name, config, command)
+    found = draw_samples(
+        name,
+        asked.labels,
+        asked.seeds,
+        settings=command.settings,
+        prompts=asked.prompts,
+        law=asked.law,
+        out=command.out,
+        format=asked.format,
+        device=command.device,
+        capture=command.capture,
+        progress=not command.quiet,
+    )
+    if is_first_process():
+        print("\n".join(found.lines))
+
+
+def _classes(name: str, config: RunConfig, command: SampleCommand) -> "Asked":
+    """Images of classes; ConfigError if prompts are given."""
+    from diffmoe.experiments import Asked, class_numbers, request, trained_classes
+
+    if command.prompts or command.prompt_file is not None or command.geneval is not None:
+        raise ConfigError(
+            "the run reads no prompts: its condition is a class", remedy="give --labels instead"
+        )
     asked, classes = class_numbers(name, command.labels), config.model.num_classes
     labels, seeds = request(
         asked,
@@ -32,20 +67,37 @@ def sample(words: list[str]) -> None:
         law=command.law,
         first_seed=command.seed,
     )
-    found = draw_samples(
-        name,
-        labels,
-        seeds,
-        settings=command.settings,
-        law="given" if asked else command.law,
-        out=command.out,
-        format=command.format,
-        device=command.device,
-        capture=command.capture,
-        progress=not command.quiet,
+    return Asked(labels, seeds, law="given" if asked else command.law, format=command.format)
+
+
+def _prompted(name: str, config: RunConfig, command: SampleCommand) -> "Asked":
+    """Images of prompts; ConfigError if classes are given."""
+    from diffmoe.experiments import (
+        asked_of_metadata,
+        prompted,
+        read_metadata,
+        read_prompt_file,
+        refuse_no_text,
     )
-    if is_first_process():
-        print("\n".join(found.lines))
+
+    if command.labels:
+        raise ConfigError(
+            "the run reads captions, and knows no classes", remedy="give --prompts instead"
+        )
+    refuse_no_text([command.settings.negative], "negative prompt")
+    if command.geneval is not None:
+        lines = read_metadata(command.geneval)
+        return asked_of_metadata(lines, command.count_each, command.seed)
+    file = command.prompt_file
+    asked = prompted(
+        name,
+        command.prompts if file is None else read_prompt_file(file),
+        command.seeds,
+        command.count,
+        law=command.law,
+        first_seed=command.seed,
+    )
+    return replace(asked, format=command.format)
 
 
 def report(words: list[str]) -> None:
@@ -60,18 +112,30 @@ def analyze(words: list[str]) -> None:
     """Write where the compute of a run goes."""
     name, command, shared = of_run("analyze", AnalyzeCommand, words)
     from diffmoe.device import keep_freed_memory
-    from diffmoe.experiments import analyze, class_numbers
+    from diffmoe.experiments import analyze
 
     keep_freed_memory()
     found = analyze(
         name,
-        classes=class_numbers(name, command.classes),
+        classes=_mapped(name, command.classes),
         maps=command.maps,
         frames=command.frames,
         out=command.out,
         **shared,
     )
     print("\n".join([*found.lines, f"all of it: {found.page}"]))
+
+
+def _mapped(name: str, words: Sequence[str]) -> tuple[int, ...]:
+    """The classes, or the prompts, whose images are to be mapped."""
+    from diffmoe.experiments import class_numbers
+
+    if config_of(name).model.reads_text and not all(map(str.isdecimal, words)):
+        raise ConfigError(
+            "prompts are mapped by their numbers",
+            remedy="leave --classes out, and see the table of prompts for them",
+        )
+    return class_numbers(name, words)
 
 
 def sweep(words: list[str]) -> None:

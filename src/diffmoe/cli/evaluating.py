@@ -1,12 +1,15 @@
 """The verbs that put numbers to images: evaluate and compare."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffmoe.arguments import EvaluateCommand, EvaluateRunCommand, parse
 from diffmoe.cli.words import config_of, first, set_mode
 from diffmoe.console import evaluation_lines
 from diffmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffmoe.experiments import Evaluated
 
 __all__ = ["compare", "evaluate"]
 
@@ -18,7 +21,7 @@ each number of both. Where protocols differ, it says that the numbers are not co
 
 
 def evaluate(words: list[str]) -> None:
-    """Compare images, or images drawn from a run, with a reference."""
+    """Compare images, or images drawn from a run, with a reference, or with their prompts."""
     name, rest = first(words, "evaluate", "RUN|FOLDER|NPZ", EvaluateCommand)
     if (Path(name) / "config.yaml").is_file():
         _evaluate_run(name, rest)
@@ -36,7 +39,7 @@ def evaluate(words: list[str]) -> None:
     if command.statistics is None:
         _refuse(command.side is not None, "--side goes with --statistics", "leave it out")
         found = evaluate(name, command.reference, crop=command.crop, out=command.out, **shared)
-        _tell(evaluation_lines(found))
+        _tell(_lines(found))
         return
     idle = command.reference is not None or command.out is not None or command.crop
     _refuse(
@@ -69,7 +72,14 @@ def _evaluate_run(name: str, words: list[str]) -> None:
         device=command.device,
         progress=not command.quiet,
     )
-    _tell(evaluation_lines(found))
+    _tell(_lines(found))
+
+
+def _lines(found: "Evaluated") -> list[str]:
+    """What an evaluation says in its own words, or else what all do."""
+    if found.summary:
+        return [*found.summary, f"all of it: {found.path}"]
+    return evaluation_lines(found)
 
 
 def _tell(lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The verb that encodes images ahead of training: prepare."""
+"""The verb that encodes images or captions ahead of training: prepare."""
 
 import shlex
 from pathlib import Path
@@ -11,7 +11,7 @@ from diffmoe.console import program
 from diffmoe.presets import preset
 
 if TYPE_CHECKING:
-    from diffmoe.experiments import PreparedCache
+    from diffmoe.experiments import PreparedCache, PreparedCaptions
 
 __all__ = ["prepare"]
 
@@ -19,10 +19,19 @@ _PRESET = "diffmoe-s-e16-flow"  # that the next command trains
 
 
 def prepare(words: list[str]) -> None:
-    """Encode images into a latent cache."""
+    """Encode images, or captions, into a cache."""
     data, rest = first(words, "prepare", "DATA", PrepareCommand)
     command = parse(PrepareCommand, PrepareCommand(), rest, f"diffmoe prepare {shlex.quote(data)}")
     from diffmoe.device import is_first_process
+
+    done, following = (_captions if command.text_encoder is not None else _images)(data, command)
+    if is_first_process():
+        print("\n".join(done.lines()))
+        print(f"next: {following}")
+
+
+def _images(data: str, command: PrepareCommand) -> tuple["PreparedCache", str]:
+    """The latent cache, and what is next."""
     from diffmoe.experiments import prepare
 
     done = prepare(
@@ -38,9 +47,28 @@ def prepare(words: list[str]) -> None:
         device=command.device,
         progress=not command.quiet,
     )
-    if is_first_process():
-        print("\n".join(done.lines()))
-        print(f"next: {program()} {shlex.join(_training(done))}")
+    return done, f"{program()} {shlex.join(_training(done))}"
+
+
+def _captions(data: str, command: PrepareCommand) -> tuple["PreparedCaptions", str]:
+    """The cache of captions, and what is next."""
+    from diffmoe.experiments import prepare_captions
+
+    assert command.text_encoder is not None
+    done = prepare_captions(
+        Path(data),
+        command.text_encoder,
+        field=command.caption_field,
+        out=command.out,
+        tokens=command.text_tokens,
+        shard=command.shard,
+        device=command.device,
+        progress=not command.quiet,
+    )
+    made = done.record.encoder
+    flags = ["--text.path", made.path, "--text.cache", str(done.path)]
+    flags += ["--model.text.tokens", str(made.tokens), "--model.text.width", str(made.width)]
+    return done, f"train a preset whose text is of kind {made.kind}, with {shlex.join(flags)}"
 
 
 def _training(done: "PreparedCache") -> list[str]:

@@ -14,23 +14,26 @@ __all__ = ["demo", "train"]
 
 
 def demo(words: list[str]) -> None:
-    """Train on real digits, sample, score and report."""
+    """Train on real digits, or on scenes with captions, sample, score and report."""
     command = parse(DemoCommand, DemoCommand(), words, "diffmoe demo")
     refuse_nameless(words)
     from diffmoe.device import keep_freed_memory
     from diffmoe.experiments import demo
 
     keep_freed_memory()
+    place = command.run or Path("runs", "demo-t2i" if command.text else "demo")
     found = demo(
-        command.run,
+        place,
+        text=command.text,
         steps=command.steps,
         count=command.count,
         command=shlex.join(["diffmoe", "demo", *words]),
         progress=not command.quiet,
     )
     print("\n".join(report_lines(found)))
-    run = shlex.quote(str(command.run))
-    print(f"next: {program()} sample {run} --labels 3 3 7 --seeds 0 1 2")
+    asked = '--prompts "a red circle" "two stars"' if command.text else "--labels 3 3 7"
+    seeds = "0 1" if command.text else "0 1 2"
+    print(f"next: {program()} sample {shlex.quote(str(place))} {asked} --seeds {seeds}")
 
 
 def train(words: list[str]) -> None:

@@ -11,6 +11,7 @@ from diffmoe.experiments.evaluation import (
     evaluate,
     make_statistics,
 )
+from diffmoe.experiments.metadata import asked_of_metadata, read_metadata
 from diffmoe.experiments.pareto import Sweep, sweep
 from diffmoe.experiments.planning import (
     Plan,
@@ -20,7 +21,13 @@ from diffmoe.experiments.planning import (
     plan_lines,
     usual_peak,
 )
-from diffmoe.experiments.preparing import PreparedCache, prepare
+from diffmoe.experiments.preparing import (
+    PreparedCache,
+    PreparedCaptions,
+    prepare,
+    prepare_captions,
+)
+from diffmoe.experiments.prompts import Asked, prompted, read_prompt_file, refuse_no_text
 from diffmoe.experiments.report import RunReport, report
 from diffmoe.experiments.requests import class_numbers, request, trained_classes
 from diffmoe.experiments.samples import Sampled, draw_samples, sample
@@ -30,6 +37,7 @@ from diffmoe.experiments.speed import ROWS, Measured, bench
 __all__ = [
     "ROWS",
     "Analysis",
+    "Asked",
     "Comparison",
     "Converted",
     "Evaluated",
@@ -38,11 +46,13 @@ __all__ = [
     "Plan",
     "PlannedMachine",
     "PreparedCache",
+    "PreparedCaptions",
     "RunReport",
     "Sampled",
     "SelfTest",
     "Sweep",
     "analyze",
+    "asked_of_metadata",
     "bench",
     "class_numbers",
     "compare",
@@ -56,6 +66,11 @@ __all__ = [
     "plan",
     "plan_lines",
     "prepare",
+    "prepare_captions",
+    "prompted",
+    "read_metadata",
+    "read_prompt_file",
+    "refuse_no_text",
     "report",
     "request",
     "sample",

@@ -19,12 +19,14 @@ from diffmoe.device import machine_of, resolve_device
 from diffmoe.errors import ConfigError
 from diffmoe.sampling import (
     Calibration,
+    Conditions,
     Moment,
     Origin,
     Prepared,
     calibrate,
     check_request,
     decode,
+    encode_prompts,
     refuse_capture,
     refuse_strict,
     stamp,
@@ -47,11 +49,12 @@ class Wanted:
 
     path: Path
     config: RunConfig  # its sampling settings are those to draw with
-    labels: list[int]
+    labels: list[int]  # classes, or numbers of `prompts`
     seeds: list[int]
     device: torch.device
     capture: bool  # record the network and replay it
     codec: Codec
+    prompts: tuple[str, ...] = ()  # of a run that reads captions
 
     @classmethod
     def checked(
@@ -62,10 +65,12 @@ class Wanted:
         settings: SamplingConfig,
         device: str,
         capture: bool = False,
+        prompts: Sequence[str] = (),
     ) -> "Wanted":
         """The request, and the codec that is to make pictures of what the run at `path` draws."""
         config = replace(config_of(path), sampling=settings)  # checks them together
-        check_request(config, labels, seeds)
+        _refuse_prompts(config, prompts)
+        check_request(config, labels, seeds, len(prompts) if prompts else None)
         _refuse_pictures(config)
         place = resolve_device(device)
         refuse_strict(settings, place)
@@ -74,18 +79,22 @@ class Wanted:
         numbers = [int(label) for label in labels], [int(seed) for seed in seeds]
         noting = f"note with `diffmoe train {shlex.quote(str(path))} --codec.path NEW` where it is:"
         codec = build_codec(config.codec, place, setting=noting)
-        return cls(Path(path), config, *numbers, place, capture, codec)
+        return cls(Path(path), config, *numbers, place, capture, codec, tuple(prompts))
 
     @property
     def claimed_stamp(self) -> dict[str, Any] | None:
         """How the images would be made, by what the newest checkpoint claims; None without one."""
+        origin = self._claimed
+        return None if origin is None else self.stamp(origin)
+
+    @property
+    def _claimed(self) -> "_Claimed | None":
         folder, weights = RunFolder(self.path), self.config.sampling.weights
         manifest = claimed_manifest(folder.checkpoints)
         if manifest is None:
             return None
         sha = manifest.fingerprint("ema" if weights == "ema" else "model")
-        origin = _Claimed(folder, self.config, manifest.step, weights, sha, manifest.trained_on)
-        return self.stamp(origin)
+        return _Claimed(folder, self.config, manifest.step, weights, sha, manifest.trained_on)
 
     def stamp(self, origin: Origin) -> dict[str, Any]:
         """How images of these weights are made, but for their calibration."""
@@ -98,11 +107,14 @@ class Wanted:
 
         Where a capacity is asked for, its thresholds are found, or read from the run's folder.
         """
-        settings = self.config.sampling
+        settings, origin = self.config.sampling, self._claimed
+        asked = None
+        if self.prompts and origin is not None:  # before the weights: they may be refused
+            asked = encode_prompts(origin, self.prompts, self.device)
         run = load(self.path, weights=settings.weights, device=self.device)
         _tell_another_codec(run, self.codec)
         found = calibrate(run, settings, progress=progress) if settings.capacity else None
-        return Drawing(run, self, found)
+        return Drawing(run, self, found, asked)
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ class Drawing:
     run: LoadedRun
     wanted: Wanted
     calibration: Calibration | None = None  # the thresholds of policy `target`
+    conditions: Conditions | None = None  # the prompts, encoded
 
     @classmethod
     def prepare(
@@ -135,9 +148,11 @@ class Drawing:
         device: str,
         progress: bool = False,
         capture: bool = False,
+        prompts: Sequence[str] = (),
     ) -> "Drawing":
         """The run at `path`, its codec and the request, checked before the weights are read."""
-        return Wanted.checked(path, labels, seeds, settings, device, capture).ready(progress)
+        asked = (labels, seeds, settings, device, capture, prompts)
+        return Wanted.checked(path, *asked).ready(progress)
 
     @property
     def settings(self) -> SamplingConfig:
@@ -183,6 +198,7 @@ class Drawing:
             self.run.model,
             self.run.config,
             self.settings,
+            conditions=self.conditions,
             thresholds=self.calibration and self.calibration.thresholds,
             capture=self.wanted.capture,
             keep_records=keep_records,
@@ -211,6 +227,16 @@ def _tell_another_codec(run: LoadedRun, codec: Codec) -> None:
     if known not in (STORED, codec.identity):
         what = "codec.path is not what the run was trained with: %s, not %s"
         _LOG.warning(what, codec.identity, known)
+
+
+def _refuse_prompts(config: RunConfig, prompts: Sequence[str]) -> None:
+    """Raise ConfigError for prompts that the model cannot read, or for want of them."""
+    if prompts and not config.model.reads_text:
+        raise ConfigError(
+            "the run reads no prompts: its condition is a class", remedy="ask for --labels instead"
+        )
+    if config.model.reads_text and not prompts:
+        raise ConfigError("the run draws from prompts, and none is given", remedy="give --prompts")
 
 
 def _refuse_pictures(config: RunConfig) -> None:

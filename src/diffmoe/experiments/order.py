@@ -37,12 +37,18 @@ class Order:
     def key(self) -> dict[str, Any]:
         """All that the images depend on, and their format."""
         facts = {name: value for name, value in self.stamp.items() if name not in _MAY_DIFFER}
-        return facts | {
-            "sampling": decisive_settings(self.wanted.config.sampling),
-            "format": self.output.name,
-            "labels": _digest(self.wanted.labels),
-            "seeds": _digest(self.wanted.seeds),
-        }
+        prompts = self.wanted.prompts
+        told = {"prompts": _digest_of_words(prompts)} if prompts else {}
+        return (
+            facts
+            | told
+            | {
+                "sampling": decisive_settings(self.wanted.config.sampling),
+                "format": self.output.name,
+                "labels": _digest(self.wanted.labels),
+                "seeds": _digest(self.wanted.seeds),
+            }
+        )
 
     @cached_property
     def name(self) -> str:
@@ -104,6 +110,11 @@ class Order:
 
 def _digest(numbers: Sequence[int]) -> str:
     return hashlib.sha256(np.asarray(numbers, dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+def _digest_of_words(texts: Sequence[str]) -> str:
+    content = json.dumps(list(texts)).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _size(number: int) -> str:

@@ -25,14 +25,15 @@ def request(
     *,
     law: str = "balanced",
     first_seed: int = 0,
+    what: str = "label",
 ) -> tuple[Sequence[int], Sequence[int]]:
     """Labels and seeds to draw, as many as there are labels, or else seeds, or else `count`.
 
     Without seeds they are `first_seed` and those after it; labels have their turn until there are
     `count`. Without labels all classes have, or each is a function of its seed where the law is
-    `random`. Raises ConfigError if what is given contradicts itself.
+    `random`. Raises ConfigError, which calls labels `what`, if what is given contradicts itself.
     """
-    _refuse_contradictions(labels, seeds, count, law, first_seed)
+    _refuse_contradictions(len(labels), what, seeds, count, law, first_seed)
     number = (count or len(labels)) if len(labels) else len(seeds) or _counted(count)
     turns = balanced_labels(number, len(labels) or classes)  # refuses a bad count
     chosen = seeds if len(seeds) else range(first_seed, first_seed + number)
@@ -48,14 +49,14 @@ def _counted(count: int | None) -> int:
 
 
 def _refuse_contradictions(
-    labels: Sequence[int], seeds: Sequence[int], count: int | None, law: str, first_seed: int
+    labels: int, what: str, seeds: Sequence[int], count: int | None, law: str, first_seed: int
 ) -> None:
-    if count is not None and count < len(labels):
-        _refuse(f"count {count}", _several(len(labels), "label"))
+    if count is not None and count < labels:
+        _refuse(f"count {count}", _several(labels, what))
     if len(seeds) and count not in (None, len(seeds)):
         _refuse(f"count {count}", _several(len(seeds), "seed"))
-    if len(labels) and law == "random":
-        _refuse("law random", _several(len(labels), "label"))
+    if labels and law == "random":
+        _refuse("law random", _several(labels, what))
     if len(seeds) and first_seed:
         _refuse(f"seed {first_seed}", _several(len(seeds), "seed"))
 

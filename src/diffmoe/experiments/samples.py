@@ -19,7 +19,7 @@ from diffmoe.device import is_first_process
 from diffmoe.errors import StoppedError
 from diffmoe.experiments.draw import Drawing, Wanted
 from diffmoe.experiments.order import Order
-from diffmoe.sampling import MACHINE, DrawnPart, ImageRequest, Prepared, output_of
+from diffmoe.sampling import MACHINE, DrawnPart, ImageRequest, Output, Prepared, output_of
 
 __all__ = ["Sampled", "draw_samples", "sample"]
 
@@ -54,14 +54,17 @@ def draw_samples(
     seeds: Sequence[int],
     *,
     settings: SamplingConfig,
+    prompts: Sequence[str] = (),
     law: str = "given",
     out: Path | None = None,
-    format: str | None = None,
+    format: str | Output | None = None,
     device: str = "auto",
     capture: bool = False,
     progress: bool = True,
 ) -> Sampled:
     """Write an image for each (label, seed), a sheet of the first and how they were made.
+
+    Labels are classes, or numbers of `prompts` for a run that reads captions.
 
     Without `out` they lie in the run, named after what was asked for, so that the same command
     writes the same place; where they lie already, nothing is done. Parts that a stopped job has
@@ -70,7 +73,7 @@ def draw_samples(
     another request is half done there, StoppedError if it is interrupted.
     """
     output, shown = output_of(format, out), progress and is_first_process()
-    wanted = Wanted.checked(path, labels, seeds, settings, device, capture)
+    wanted = Wanted.checked(path, labels, seeds, settings, device, capture, prompts)
     stamp = wanted.claimed_stamp
     if stamp is not None:
         order = Order(output, wanted, stamp, out)
@@ -101,7 +104,10 @@ class _Work:
 
     @cached_property
     def asked(self) -> ImageRequest:
-        """The images, with the names of all classes: numbers where the run keeps none."""
+        """The images, with their prompts or the names of all classes: numbers for want of names."""
+        prompts = self.drawing.wanted.prompts
+        if prompts:
+            return ImageRequest(self.drawing.labels, self.drawing.seeds, prompts, captioned=True)
         known = self.drawing.run.folder.class_names
         classes = self.drawing.run.config.model.num_classes
         names = [*known, *map(str, range(len(known), classes))]
@@ -176,7 +182,8 @@ class _Work:
         run = self.drawing.run
         if not run.model.moe_layers or self.drawing.wanted.capture:
             return None
-        return CapacityTrace.empty(run.config, self.drawing.settings.steps)
+        classes = len(self.drawing.wanted.prompts) or None
+        return CapacityTrace.empty(run.config, self.drawing.settings.steps, classes=classes)
 
     def _assemble(self, parts: Parts) -> None:
         drawn = [DrawnPart(parts.path(part), self.images_of(part)) for part in range(parts.count)]

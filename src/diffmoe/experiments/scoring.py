@@ -17,6 +17,7 @@ __all__ = ["Reference", "score_samples", "skips_damaged"]
 _CHANGED = (
     "the data are not those of the training any more: {} then, {} now — restore them to score"
 )
+_CAPTIONED = "they are of captions, and what is judged here are classes"
 _MOST_IMAGES = 20_000  # that the judge and the neighbour search can hold
 _MOST_VALUES = 2**27  # of all of them together
 
@@ -38,8 +39,10 @@ class Reference:
 
         `trained_on` is the fingerprint of the training data, None where it is not known: other
         data, or the same ones changed since, score nothing and name no class. Without data, classes
-        are called what the run `kept` of them.
+        are called what the run `kept` of them. Images of captions are not scored here.
         """
+        if config.model.reads_text:
+            return cls(None, _CAPTIONED, kept)
         try:
             source = open_source(config)
             found = source.fingerprint

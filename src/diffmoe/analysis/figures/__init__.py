@@ -24,6 +24,12 @@ from diffmoe.analysis.figures.predictor import (
     reliability_figure,
     thresholds_figure,
 )
+from diffmoe.analysis.figures.prompts import prompt_samples_figure
+from diffmoe.analysis.figures.regions import (
+    region_capacity_figure,
+    region_level_figure,
+    region_pictures_figure,
+)
 from diffmoe.analysis.figures.runs import loss_figure, samples_figure
 from diffmoe.analysis.figures.steps import expert_steps_figure, step_capacity_figure
 from diffmoe.analysis.figures.sweep import sweep_figure
@@ -32,6 +38,7 @@ from diffmoe.analysis.figures.tokens import (
     token_overview_figure,
     token_strip_figure,
 )
+from diffmoe.analysis.figures.words import word_capacity_figure
 
 __all__ = [
     "batch_figure",
@@ -46,7 +53,11 @@ __all__ = [
     "expert_steps_figure",
     "loss_figure",
     "predictor_quality_figure",
+    "prompt_samples_figure",
     "realised_capacity_figure",
+    "region_capacity_figure",
+    "region_level_figure",
+    "region_pictures_figure",
     "reliability_figure",
     "samples_figure",
     "step_capacity_figure",
@@ -56,4 +67,5 @@ __all__ = [
     "token_experts_figure",
     "token_overview_figure",
     "token_strip_figure",
+    "word_capacity_figure",
 ]

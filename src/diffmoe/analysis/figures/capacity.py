@@ -13,13 +13,18 @@ from diffmoe.analysis.trace import CapacityTrace
 __all__ = ["capacity_figures"]
 
 
-def capacity_figures(trace: CapacityTrace, names: list[str], folder: Path) -> dict[str, Path]:
-    """Tokens per expert, and average capacity per step and per class where it varies at all."""
+def capacity_figures(
+    trace: CapacityTrace, names: list[str], folder: Path, nouns: str = "classes"
+) -> dict[str, Path]:
+    """Tokens per expert, and average capacity per step and per class where it varies at all.
+
+    Classes are called `nouns` in the figure.
+    """
     if trace.is_even:
         return {"tokens_per_expert": _per_expert(trace, folder / "tokens_per_expert.png")}
     return {
         "capacity_per_step": _per_step(trace, folder / "capacity_per_step.png"),
-        "capacity_per_class": _per_class(trace, names, folder / "capacity_per_class.png"),
+        "capacity_per_class": _per_class(trace, names, folder / "capacity_per_class.png", nouns),
         "tokens_per_expert": _per_expert(trace, folder / "tokens_per_expert.png"),
     }
 
@@ -30,10 +35,11 @@ def _per_step(trace: CapacityTrace, path: Path) -> Path:
     return save(axes.figure, path)
 
 
-def _per_class(trace: CapacityTrace, names: list[str], path: Path) -> Path:
+def _per_class(trace: CapacityTrace, names: list[str], path: Path, nouns: str) -> Path:
     capacity = trace.per_class.numpy()  # NaN for a class without samples
-    order = ClassOrder.of(capacity)
-    axes = plain_axes(order.title, CAPACITY_LABEL, "class", height=order.height)
+    order = ClassOrder.of(capacity, nouns)
+    size = {"width": 6.4 + order.width, "height": order.height}
+    axes = plain_axes(order.title, CAPACITY_LABEL, order.noun, **size)
     draw_classes(axes, order, capacity[order.classes].tolist(), names)
     return save(axes.figure, path)
 

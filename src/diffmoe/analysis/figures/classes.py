@@ -45,25 +45,41 @@ class ClassOrder:
     classes: list[int]
     places: list[int]
     seen: int
+    nouns: str = "classes"  # or prompts
 
     @classmethod
-    def of(cls, capacity: Float[np.ndarray, "classes"]) -> "ClassOrder":
+    def of(cls, capacity: Float[np.ndarray, "classes"], nouns: str = "classes") -> "ClassOrder":
         """All classes with a capacity; of many the costliest and the cheapest, apart by a gap."""
         seen = np.flatnonzero(np.isfinite(capacity))
         order = seen[np.argsort(-capacity[seen], kind="stable")].tolist()
         half = MOST_CLASSES // 2
         if len(order) <= MOST_CLASSES:
-            return cls(order, list(range(len(order))), len(order))
+            return cls(order, list(range(len(order))), len(order), nouns)
         places = [*range(half), *range(half + 1, 2 * half + 1)]
-        return cls(order[:half] + order[-half:], places, len(order))
+        return cls(order[:half] + order[-half:], places, len(order), nouns)
 
     @property
     def title(self) -> str:
         """What the figure shows."""
         if len(self.classes) == self.seen:
-            return "Compute by class, the costliest on top"
+            return f"Compute by {self.noun}, the costliest on top"
         half = MOST_CLASSES // 2
-        return f"Compute by class: the {half} costliest and {half} cheapest of {self.seen}"
+        return f"Compute by {self.noun}: the {half} costliest and {half} cheapest of {self.seen}"
+
+    @property
+    def noun(self) -> str:
+        """What one of them is called."""
+        return "class" if self.nouns == "classes" else self.nouns.removesuffix("s")
+
+    @property
+    def letters(self) -> int:
+        """Of a name, at most."""
+        return 32 if self.noun == "class" else 48
+
+    @property
+    def width(self) -> float:
+        """Inches of the figure more than it has for names of classes."""
+        return 0.0 if self.noun == "class" else 1.5
 
     @property
     def height(self) -> float:
@@ -80,9 +96,10 @@ def draw_classes(axes: Axes, order: ClassOrder, capacity: list[float], names: li
     colours = [BLUE if value >= base else ORANGE for value in capacity]
     axes.hlines(order.places, base, capacity, colors=colours, linewidth=1.5)
     axes.scatter(capacity, order.places, c=colours, s=40, zorder=3)
-    name_ticks(axes.yaxis, order.places, [shortened(names[label]) for label in order.classes])
+    shown = [shortened(names[label], order.letters) for label in order.classes]
+    name_ticks(axes.yaxis, order.places, shown)
     if order.seen > len(order.classes):
-        between = f"{order.seen - len(order.classes)} classes between"
+        between = f"{order.seen - len(order.classes)} {order.nouns} between"
         place = (0.5, MOST_CLASSES // 2)
         look: dict[str, Any] = {"ha": "center", "va": "center", "color": GREY, "fontsize": "small"}
         look["bbox"] = {"color": "white", "pad": 2}
@@ -103,11 +120,11 @@ def class_capacity_figure(found: ClassCapacity, path: Path, *, command: str = ""
     """Capacity of each class with its standard error; empty where classes do not differ."""
     if not varies(found.leading):
         return []
-    order = ClassOrder.of(found.leading)
+    order = ClassOrder.of(found.leading, found.nouns)
     capacity = found.leading[order.classes]
     high = order.height + 0.9
-    axes = sheet(order.title, _subtitle(found), width=7.0, height=high)[0, 0]
-    axes.set(xlabel=_label(found), ylabel="class")
+    axes = sheet(order.title, _subtitle(found), width=7.0 + order.width, height=high)[0, 0]
+    axes.set(xlabel=_label(found), ylabel=found.noun)
     error = _error(found)[order.classes]
     if np.isfinite(error).any():
         bars = {"fmt": "none", "ecolor": "black", "elinewidth": 0.9, "capsize": 2.5}
@@ -179,8 +196,8 @@ def class_curve_figure(found: ClassCapacity, path: Path, *, command: str = "") -
     order = seen[np.argsort(-leading[seen], kind="stable")]
     rank, capacity = np.arange(1, len(order) + 1), leading[order]
     error = np.nan_to_num(_error(found)[order])
-    axes = sheet(f"Compute of {len(order):,} classes, sorted", _subtitle(found))[0, 0]
-    axes.set(xlabel="class, the costliest first", ylabel=_label(found))
+    axes = sheet(f"Compute of {len(order):,} {found.nouns}, sorted", _subtitle(found))[0, 0]
+    axes.set(xlabel=f"{found.noun}, the costliest first", ylabel=_label(found))
     if _base(capacity.tolist()) == 1:
         axes.axhline(1.0, color=GREY, linewidth=1, linestyle="--")
     if _differs(found) and found.above is not None:
@@ -196,7 +213,12 @@ def class_curve_figure(found: ClassCapacity, path: Path, *, command: str = "") -
 
 
 def class_samples_figure(
-    hardest: list[ClassSamples], easiest: list[ClassSamples], path: Path, *, command: str = ""
+    hardest: list[ClassSamples],
+    easiest: list[ClassSamples],
+    path: Path,
+    *,
+    nouns: str = "classes",
+    command: str = "",
 ) -> list[Path]:
     """Samples of the costliest classes over those of the cheapest (Fig. 13, 14)."""
     blocks = {"most compute": hardest, "least compute": easiest}
@@ -209,7 +231,7 @@ def class_samples_figure(
     letters = max(len(shortened(name)) for block in blocks.values() for name, _, _ in block)
     rows = [len(block) for block in blocks.values()]
     panels = sheet(
-        "Samples of the classes that cost most and least",
+        f"Samples of the {nouns} that cost most and least",
         "beside each name its average capacity; samples not chosen",
         rows=len(blocks),
         width=max(5.0, 0.6 + LETTER * max(letters, 8) + each * columns),

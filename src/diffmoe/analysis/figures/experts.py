@@ -109,7 +109,7 @@ def expert_overlap_figure(found: ExpertUse, path: Path, *, command: str = "") ->
 def expert_information_figure(found: ExpertUse, path: Path, *, command: str = "") -> list[Path]:
     """What the choice of an expert says about class and noise level, by layer, in bits."""
     parts: list[tuple[str, Any, str, Any]] = [
-        ("of expert and class", found.class_information, BLUE, found.class_chance),
+        (f"of expert and {found.noun}", found.class_information, BLUE, found.class_chance),
         ("of expert and noise level", found.level_information, ORANGE, None),
     ]
     parts = [part for part in parts if np.nan_to_num(part[1]).max(initial=0) >= _NONE]

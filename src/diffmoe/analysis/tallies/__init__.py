@@ -7,6 +7,7 @@ from diffmoe.analysis.tallies.maps import MapTally
 from diffmoe.analysis.tallies.numbers import rank_correlation
 from diffmoe.analysis.tallies.observed import BatchSums, Observed
 from diffmoe.analysis.tallies.steps import StepTally
+from diffmoe.analysis.tallies.tokens import TokenTally
 
 __all__ = [
     "BatchSums",
@@ -16,6 +17,7 @@ __all__ = [
     "MapTally",
     "Observed",
     "StepTally",
+    "TokenTally",
     "rank_correlation",
     "read_trace",
     "write_trace",

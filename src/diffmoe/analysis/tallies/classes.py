@@ -57,8 +57,8 @@ class ClassTally:
             np.add.at(self.above, place, batch.above)
             np.add.at(self.above_squared, place, np.square(batch.above))
 
-    def capacity(self, names: list[str]) -> ClassCapacity | None:
-        """The finding; None before the first image."""
+    def capacity(self, names: list[str], noun: str = "class") -> ClassCapacity | None:
+        """The finding, in which classes are called `noun`; None before the first image."""
         images = self.images.sum(axis=0)
         if not images.any():
             return None
@@ -75,6 +75,7 @@ class ClassTally:
             stability=self._stability(self.selected),
             stability_above=self._stability(self.above) if known else None,
             agreement=rank_correlation(selected[seen], above[seen]) if known else None,
+            noun=noun,
         )
 
     def _stability(self, total: Float[np.ndarray, "2 classes"]) -> float:

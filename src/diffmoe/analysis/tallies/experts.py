@@ -43,8 +43,10 @@ class ExpertTally:
         np.add.at(self.of_class, batch.labels, batch.taken)
         np.add.at(self.of_chance, chance, batch.taken)
 
-    def use(self, level_information: Float[np.ndarray, "L"]) -> ExpertUse | None:
-        """The finding; None before the first image."""
+    def use(
+        self, level_information: Float[np.ndarray, "L"], noun: str = "class"
+    ) -> ExpertUse | None:
+        """The finding, in which classes are called `noun`; None before the first image."""
         if not self.rows:
             return None
         share = np.diagonal(self.together, axis1=1, axis2=2) / self.rows
@@ -55,6 +57,7 @@ class ExpertTally:
             class_information=information(self.of_class),
             class_chance=information(self.of_chance),
             level_information=level_information,
+            noun=noun,
         )
 
     def _overlap(self) -> Float[np.ndarray, "L E E"]:

@@ -5,7 +5,15 @@ from jaxtyping import Float, Int
 
 from diffmoe.analysis.tallies.archive import Described
 
-__all__ = ["counter", "deviation", "information", "rank_correlation", "ratio", "total_bytes"]
+__all__ = [
+    "clustered_error",
+    "counter",
+    "deviation",
+    "information",
+    "rank_correlation",
+    "ratio",
+    "total_bytes",
+]
 
 _DIGITS = 9  # values that agree to so many decimals differ by rounding, if at all
 
@@ -25,6 +33,21 @@ def deviation(total: np.ndarray, squares: np.ndarray, number: np.ndarray) -> np.
     """Standard deviation of samples from their sums; NaN where there are fewer than two."""
     spread = np.maximum(squares - ratio(total, number) * total, 0.0)
     return np.sqrt(ratio(spread, np.where(number > 1, number - 1, 0)))
+
+
+def clustered_error(
+    part: Float[np.ndarray, "N *rest"], whole: Float[np.ndarray, "N *rest"]
+) -> Float[np.ndarray, "*rest"]:
+    """Standard error of sum(part) / sum(whole) over N independent clusters; NaN of fewer than two.
+
+    The linearised error of a ratio (Cochran, Sampling Techniques, Sec. 6.3): of clusters of one
+    each it is the deviation over the root of their number. Clusters whose whole is 0 have no part.
+    """
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    number, total = (whole != 0).sum(axis=0), whole.sum(axis=0)
+    residual = part - ratio(part.sum(axis=0), total) * whole
+    spread = np.square(residual).sum(axis=0)
+    return ratio(np.sqrt(ratio(spread * number, np.where(number > 1, number - 1, 0))), total)
 
 
 def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:

@@ -16,7 +16,7 @@ from diffmoe.errors import ConfigError
 from diffmoe.experiments.analysis.pools import has_room
 from diffmoe.experiments.scoring import Reference, score_samples
 from diffmoe.model import RoutingPlan
-from diffmoe.sampling import balanced_labels, decode, generate
+from diffmoe.sampling import Conditions, balanced_labels, decode, generate
 
 __all__ = ["batch_of_one"]
 
@@ -43,6 +43,7 @@ def batch_of_one(
     reference: Reference,
     settings: SamplingConfig,
     *,
+    conditions: Conditions | None = None,
     count: int = 200,
     many: int = 64,
     shown: int = 10,
@@ -52,27 +53,29 @@ def batch_of_one(
 
     Labels and seeds are the same everywhere, and `count` is rounded down to whole pools. Dynamic
     selection takes the tracked thresholds, whatever the settings say of the dial. `token` selection
-    knows no pools: a few of its images are drawn again, each alone. What the model cannot do is
+    knows no pools: a few of its images are drawn again, each alone. `conditions` are the prompts
+    of a model that reads captions. What the model cannot do is
     left out: a top-K of an image with fewer rows than experts, and thresholds that were never
     measured. None if nothing is left, or the router does not select from pools.
     """
     if "pool" not in run.config.model.router.selections:
         return None
-    labels = balanced_labels(count, run.trained_classes)
+    classes = run.trained_classes if conditions is None else conditions.count
+    labels = balanced_labels(count, classes)
     many = min(many, count)
     labels = labels[: count // many * many]
     ways = [(name, way) for name, found in _ways(run, settings, many) for way in found.items()]
     with tqdm(total=len(ways), desc="batch of one", unit="way", disable=not progress) as bar:
         drawn: dict[str, dict[int, _Drawn]] = {}
         for name, (size, way) in ways:
-            drawn.setdefault(name, {})[size] = _draw(run, codec, way, labels)
+            drawn.setdefault(name, {})[size] = _draw(run, codec, way, labels, conditions)
             bar.update()
     variants: list[Variant] = []
     for name, found in drawn.items():
         change = _change([one.images for one in found.values()])
         if name == _ALONE:
             way = replace(dict(ways)[name][1], batch=1)
-            alone = _draw(run, codec, way, labels[:_FEW])
+            alone = _draw(run, codec, way, labels[:_FEW], conditions)
             change = _change([alone.images, found[many].images[: len(alone.images)]])
         variants += _variants(name, found, change, reference, labels, shown)
     return BatchOfOne(variants=variants, drawn=len(labels)) if variants else None
@@ -128,14 +131,22 @@ def _settings(
     )
 
 
-def _draw(run: LoadedRun, codec: Codec, settings: SamplingConfig, labels: list[int]) -> _Drawn:
-    trace = CapacityTrace.empty(run.config, settings.steps)
+def _draw(
+    run: LoadedRun,
+    codec: Codec,
+    settings: SamplingConfig,
+    labels: list[int],
+    conditions: Conditions | None,
+) -> _Drawn:
+    prompts = None if conditions is None else conditions.count
+    trace = CapacityTrace.empty(run.config, settings.steps, classes=prompts)
     latents = generate(
         run.model,
         run.config,
         labels,
         range(len(labels)),
         settings=settings,
+        conditions=conditions,
         callback=trace,
     )
     device = run.model.positions.device

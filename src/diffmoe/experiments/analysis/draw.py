@@ -13,6 +13,7 @@ from diffmoe.analysis import RoutingTrace
 from diffmoe.config import RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.draw import Drawing
+from diffmoe.experiments.turns import Turns
 from diffmoe.sampling import Demand, Moment, decode, generate
 
 __all__ = ["Drawn", "classes_to_show", "draw_traced"]
@@ -30,7 +31,7 @@ class Drawn:
     demand: Demand | None  # None where no threshold plays a part
     latents: Float[Tensor, "kept C H W"]  # of the first images, in the space of the model
     evaluations: float  # of the network for an image, both branches where both are evaluated
-    classes: int  # that have their turn, the first of the model's
+    classes: int  # that have their turn, the first of the model's; or prompts
 
     @property
     def labels(self) -> list[int]:
@@ -50,13 +51,24 @@ class Drawn:
 
 
 def draw_traced(
-    drawing: Drawing, count: int, shown: Sequence[int], frames: int, progress: bool
+    drawing: Drawing,
+    turns: Turns,
+    shown: Sequence[int],
+    frames: int,
+    progress: bool,
 ) -> Drawn:
-    """Draw `count` images, classes in turn, of which no more is held than a bounded number."""
-    config = replace(drawing.run.config, sampling=drawing.settings)
-    watch = _Watch(RoutingTrace.empty(config, shown=shown, frames=frames), _demand(drawing))
+    """Draw the images asked for, of which no more is held than a bounded number."""
+    config, count = replace(drawing.run.config, sampling=drawing.settings), len(drawing.labels)
+    left, batch = _kept(config, count, turns.count), config.sampling.batch
+    trace = RoutingTrace.empty(
+        config,
+        shown=shown,
+        frames=frames,
+        classes=len(turns.prompts) or None,
+        counted=left if turns.scenes else 0,
+    )
+    watch = _Watch(trace, _demand(drawing))
     kept: list[Tensor] = []
-    left, batch = _kept(config, count), config.sampling.batch
     with tqdm(total=count, desc="sample", unit="image", disable=not progress) as bar:
         for first in range(0, count, batch):
             part = slice(first, min(first + batch, count))
@@ -65,6 +77,7 @@ def draw_traced(
                 config,
                 drawing.labels[part],
                 drawing.seeds[part],
+                conditions=drawing.conditions,
                 thresholds=drawing.calibration and drawing.calibration.thresholds,
                 callback=watch.from_image(first),
             )
@@ -72,8 +85,8 @@ def draw_traced(
                 kept.append(latents[:left].half())
                 left -= len(latents)
             bar.update(len(latents))
-    classes = drawing.run.trained_classes
-    return Drawn(watch.trace, watch.demand, torch.cat(kept), watch.evaluations / count, classes)
+    evaluations = watch.evaluations / count
+    return Drawn(watch.trace, watch.demand, torch.cat(kept), evaluations, turns.count)
 
 
 @dataclass
@@ -110,10 +123,10 @@ def _demand(drawing: Drawing) -> Demand | None:
     return Demand(drawing.run.model, settings.selection)
 
 
-def _kept(config: RunConfig, count: int) -> int:
+def _kept(config: RunConfig, count: int, classes: int) -> int:
     """How many images are kept, the first of them."""
     model = config.model
-    wanted = max(_LEAST_KEPT, _ROUNDS * model.num_classes)
+    wanted = max(_LEAST_KEPT, _ROUNDS * classes)
     room = _MOST_BYTES // (2 * model.channels * model.input_size**2)
     return max(1, min(count, wanted, room))
 
@@ -124,18 +137,18 @@ def classes_to_show(
     asked: Sequence[int],
     number: int,
     count: int,
-    classes: int,
+    turns: Turns,
 ) -> list[int]:
     """The classes whose first image is mapped: those asked for, else `number` evenly spread.
 
-    The first image of class c is image c, as so many `classes` have their turn. Raises ConfigError
-    for a class that is not drawn.
+    The first image of class c is image c, as classes have their turn. Raises ConfigError for a
+    class that is not drawn.
     """
-    drawn = min(classes, _kept(replace(config, sampling=settings), count))
+    drawn = min(turns.count, _kept(replace(config, sampling=settings), count, turns.count))
     for label in asked:
         if not 0 <= label < drawn:
             raise ConfigError(
-                f"class {label} has no map: classes 0..{drawn - 1} are drawn and kept",
+                f"{turns.noun} {label} has no map: {turns.nouns} 0..{drawn - 1} are drawn and kept",
                 remedy="ask for one of these",
             )
     if asked:

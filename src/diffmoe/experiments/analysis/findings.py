@@ -13,16 +13,22 @@ from diffmoe.analysis import (
     Cost,
     ExpertUse,
     PredictorCheck,
+    RegionCapacity,
+    RegionPictures,
     StepCapacity,
     TokenMaps,
+    WordCapacity,
     check_predictor,
 )
+from diffmoe.data import word_class
 from diffmoe.experiments.analysis.batch_of_one import batch_of_one
 from diffmoe.experiments.analysis.cost import cost_of
 from diffmoe.experiments.analysis.draw import Drawn
+from diffmoe.experiments.analysis.regions import regions_of
 from diffmoe.experiments.analysis.timing import seconds_per_image
 from diffmoe.experiments.draw import Drawing
 from diffmoe.experiments.scoring import Reference
+from diffmoe.experiments.turns import Turns
 from diffmoe.sampling import decode
 
 __all__ = ["Findings", "find"]
@@ -45,6 +51,9 @@ class Findings:
     classes: ClassCapacity | None
     hardest: list[ClassSamples]
     easiest: list[ClassSamples]
+    words: WordCapacity | None
+    regions: RegionCapacity | None
+    region_pictures: RegionPictures | None
     maps: TokenMaps | None
     experts: ExpertUse | None
     predictor: PredictorCheck | None
@@ -52,18 +61,25 @@ class Findings:
     cost: Cost
 
 
-def find(drawing: Drawing, drawn: Drawn, reference: Reference, progress: bool) -> Findings:
+def find(
+    drawing: Drawing, drawn: Drawn, turns: Turns, reference: Reference, progress: bool
+) -> Findings:
     """The findings of a sampling run that was drawn, and what is measured beside it."""
     trace, config = drawn.trace, drawing.run.config
-    names = reference.names(config.model.num_classes)
+    names = [*turns.prompts] or reference.names(config.model.num_classes)
     classes = trace.class_capacity(names)
     shown = trace.maps.shown.tolist()
     hardest, easiest = _extremes(classes, drawn, drawing)
+    regions, region_pictures = regions_of(drawing, drawn, turns)
+    kind_of = word_class if turns.scenes else None
     return Findings(
         steps=trace.step_capacity(),
         classes=classes,
         hardest=hardest,
         easiest=easiest,
+        words=trace.word_capacity(turns.prompts, kind_of) if turns.prompts else None,
+        regions=regions,
+        region_pictures=region_pictures,
         maps=trace.token_maps(
             names, drawn.pictures(drawing, shown), lambda latents: _decoded(drawing, latents)
         )
@@ -76,6 +92,7 @@ def find(drawing: Drawing, drawn: Drawn, reference: Reference, progress: bool) -
             drawing.codec,
             reference,
             drawing.settings,
+            conditions=drawing.conditions,
             count=_compared(drawing),
             many=_MANY,
             progress=progress,
@@ -125,6 +142,7 @@ def _checked(drawing: Drawing, drawn: Drawn, progress: bool) -> PredictorCheck |
         drawing.run.config,
         images,
         torch.tensor(drawn.labels[:_CHECKED]),
+        conditions=drawing.conditions,
         progress=progress,
     )
     if found is None or drawn.demand is None or drawing.settings.selection == "gate":
@@ -141,6 +159,7 @@ def _cost(drawing: Drawing, drawn: Drawn) -> Cost:
         sorted({1, min(_MANY, settings.batch)}),
         _ROUNDS,
         budget=_SECONDS,
+        conditions=drawing.conditions,
         thresholds=drawing.calibration and drawing.calibration.thresholds,
     )
     return cost_of(

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diffmoe.analysis import BatchOfOne, CapacityTrace, ClassCapacity, ExpertUse, PredictorCheck
+from diffmoe.analysis import (
+    BatchOfOne,
+    CapacityTrace,
+    ClassCapacity,
+    ExpertUse,
+    PredictorCheck,
+    RegionCapacity,
+    WordCapacity,
+)
 from diffmoe.experiments.analysis.draw import Drawn
 from diffmoe.experiments.analysis.findings import Findings
 from diffmoe.experiments.draw import Drawing
@@ -24,6 +32,10 @@ def numbers_of(drawing: Drawing, drawn: Drawn, found: Findings) -> list[Number]:
         numbers += _capacity(drawing, drawn.trace.capacity)
     if found.classes is not None:
         numbers += _classes(found.classes)
+    if found.words is not None:
+        numbers += _words(found.words)
+    if found.regions is not None:
+        numbers += _regions(found.regions)
     if found.experts is not None:
         numbers += _experts(found.experts, found.classes)
     if found.predictor is not None:
@@ -54,20 +66,21 @@ def _classes(found: ClassCapacity) -> Iterator[Number]:
     capacity = found.leading[seen]
     if capacity.max() - capacity.min() < 1e-6:
         return
+    noun = found.noun
     most, least = seen[capacity.argmax()], seen[capacity.argmin()]
-    meaning = f"lowest class {found.names[least]}, highest class {found.names[most]}"
+    meaning = f"lowest {noun} {found.names[least]}, highest {noun} {found.names[most]}"
     if found.leading is not found.selected:
         meaning += "; of rows above the threshold, as max_capacity levels what experts take"
     if np.isfinite(found.error[seen]).any():
         meaning += f", standard error {np.nanmedian(found.error[seen]):.3f}"
-    yield "capacity by class", f"{capacity.min():.3f} to {capacity.max():.3f}", meaning
+    yield f"capacity by {noun}", f"{capacity.min():.3f} to {capacity.max():.3f}", meaning
     if math.isfinite(found.stability):
-        yield "order of classes", f"{found.stability:.2f}", _trust(found, seen)
+        yield f"order of {found.nouns}", f"{found.stability:.2f}", _trust(found, seen)
     elif np.median(found.images[seen]) < 2:
         yield (
-            "order of classes",
+            f"order of {found.nouns}",
             "unknown",
-            "one draw a class tells no class from another; draw more",
+            f"one draw a {noun} tells no {noun} from another; draw more",
         )
 
 
@@ -78,11 +91,32 @@ def _trust(found: ClassCapacity, seen: np.ndarray) -> str:
     if not 0 < half < 1:
         return said
     whole = 2 * half / (1 + half)
-    said += f"; another run of {draws:g} draws a class would agree with this one by {whole:.2f}"
+    said += (
+        f"; another run of {draws:g} draws a {found.noun} would agree with this one by {whole:.2f}"
+    )
     if whole >= _RELIABLE:
         return said
     factor = _RELIABLE * (1 - whole) / (whole * (1 - _RELIABLE))
     return f"{said}, one of {math.ceil(factor * draws)} by {_RELIABLE}"
+
+
+def _words(found: WordCapacity) -> Iterator[Number]:
+    known = np.flatnonzero(np.isfinite(found.words.error))
+    if len(known) < 2:
+        return
+    capacity, error = found.words.capacity, found.words.error
+    most, least = known[capacity[known].argmax()], known[capacity[known].argmin()]
+    low, high = (f"{found.words.names[i]} (± {error[i]:.3f})" for i in (least, most))
+    meaning = f"lowest {low}, highest {high}; images whose prompt has the word"
+    yield "capacity by word", f"{capacity[least]:.3f} to {capacity[most]:.3f}", meaning
+
+
+def _regions(found: RegionCapacity) -> Iterator[Number]:
+    known = [i for i in range(len(found.names)) if found.images[i]]
+    value = " / ".join(f"{found.capacity[i]:.3f}" for i in known)
+    errors = " / ".join(f"{found.error[i]:.3f}" for i in known)
+    names = " / ".join(found.names[i] for i in known)
+    yield "capacity by region", value, f"{names}; standard errors over images {errors}"
 
 
 def _experts(found: ExpertUse, classes: ClassCapacity | None) -> Iterator[Number]:
@@ -90,7 +124,7 @@ def _experts(found: ExpertUse, classes: ClassCapacity | None) -> Iterator[Number
     yield "dead experts", f"{dead} of {found.dead.size}", "take at most 1 % of an even share"
     if np.isfinite(found.class_information).any():
         yield (
-            "expert and class",
+            f"expert and {found.noun}",
             f"{np.nanmean(found.class_information):.4f} bits",
             f"mutual information, mean over layers; by chance {np.nanmean(found.class_chance):.4f}",
         )

@@ -15,9 +15,9 @@ from diffmoe.experiments.analysis.panels import sections_of
 from diffmoe.experiments.draw import Drawing, config_of
 from diffmoe.experiments.page import describe
 from diffmoe.experiments.place import refuse_results, results_folder
-from diffmoe.experiments.report import refuse_report
-from diffmoe.experiments.requests import trained_classes
+from diffmoe.experiments.report import refuse_report, refuse_unread
 from diffmoe.experiments.scoring import Reference
+from diffmoe.experiments.turns import Turns
 from diffmoe.sampling import balanced_labels
 
 __all__ = ["Analysis", "analyze"]
@@ -55,24 +55,29 @@ def analyze(
     as PNG and SVG, `data` as CSV and JSON, and the trace as arrays with their schema; it appears
     by one rename. `classes` are those whose first image is mapped, else `maps` of them are. What
     does not apply to the model is left out. What can be refused is refused before anything is
-    drawn; without `count` there are 1,000 images, or 4 of each class if that is more.
+    drawn; without `count` there are 1,000 images, or 4 of each class if that is more. A run that
+    reads captions has prompts in the place of classes, see `Turns`.
     """
     config = config_of(path)
     settings = settings or config.sampling
-    drawn_classes = trained_classes(path, config.model.num_classes)
-    count = max(_LEAST, _DRAWS * drawn_classes) if count is None else count
+    turns = Turns.of(path, config, _LEAST if count is None else count)
+    count = max(_LEAST, _DRAWS * turns.count) if count is None else count
     refuse_report(count)
     _refuse_numbers(maps=maps, frames=frames)
-    shown = classes_to_show(config, settings, classes, maps, count, drawn_classes)
+    if turns.scenes:
+        refuse_unread()
+    shown = classes_to_show(config, settings, classes, maps, count, turns)
     target = Path(path) / "analysis" if out is None else Path(out)
     refuse_results(target, _RECORD)
-    labels = balanced_labels(count, drawn_classes)
+    labels = balanced_labels(count, turns.count)
     seeds = range(first_seed, first_seed + count)
-    drawing = Drawing.prepare(path, labels, seeds, settings, device, progress)
+    drawing = Drawing.prepare(
+        path, labels, seeds, settings, device, progress, prompts=turns.prompts
+    )
     run = drawing.run
     reference = Reference.of(config, run.trained_on.get("data"), run.folder.class_names)
-    drawn = draw_traced(drawing, count, shown, frames, progress)
-    found = find(drawing, drawn, reference, progress)
+    drawn = draw_traced(drawing, turns, shown, frames, progress)
+    found = find(drawing, drawn, turns, reference, progress)
     made = command or f"diffmoe.analyze({str(path)!r}, count={count}, first_seed={first_seed})"
     return _write(target, drawing, drawn, found, made)
 

@@ -61,7 +61,7 @@ def _pixel_distance(work: Work) -> float:
 
 def _agreement(work: Work, found: Described) -> dict[str, float]:
     """Share of the samples that the network reads as the class asked for, where that is known."""
-    asked, own, theirs = work.samples.images.labels, *_classes(work)
+    asked, own, theirs = work.samples.labels, *_classes(work)
     if asked is None or found.read_as is None:
         return {}
     wanted = own.as_in(theirs, asked[: found.count])
@@ -71,7 +71,7 @@ def _agreement(work: Work, found: Described) -> dict[str, float]:
 
 
 def _classes(work: Work) -> tuple[Classes, Classes]:
-    labels, known = work.samples.images.labels, work.reference
+    labels, known = work.samples.labels, work.reference
     own = Classes(
         None if labels is None else labels[: work.samples.count], work.samples.class_names
     )

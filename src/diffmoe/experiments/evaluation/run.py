@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffmoe.checkpoint import RunFolder, write_text
 from diffmoe.config import RunConfig, SamplingConfig
@@ -24,6 +22,8 @@ from diffmoe.evaluation import (
     write_statistics,
 )
 from diffmoe.experiments.evaluation.captions import caption_numbers, captioned
+from diffmoe.experiments.evaluation.gallery import open_gallery
+from diffmoe.experiments.evaluation.judging import draw_splits, judged, refuse_of_judge
 from diffmoe.experiments.evaluation.numbers import numbers_of
 from diffmoe.experiments.evaluation.subject import (
     NetworkName,
@@ -34,26 +34,9 @@ from diffmoe.experiments.evaluation.subject import (
     samples_of,
 )
 from diffmoe.experiments.evaluation.work import FORMAT, Work
+from diffmoe.experiments.evaluation.written import Evaluated, content_of, plain, refuse_foreign
 
-__all__ = ["Evaluated", "evaluate", "make_statistics"]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """An evaluation, as it stands in its file."""
-
-    path: Path
-    content: dict[str, Any]
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The numbers by name."""
-        return dict(self.content["values"])
-
-    @property
-    def cautions(self) -> list[str]:
-        """What to say beside the numbers."""
-        return list(self.content["cautions"])
+__all__ = ["evaluate", "make_statistics"]
 
 
 def evaluate(
@@ -92,6 +75,12 @@ def evaluate(
     if network == "clip":
         _refuse_of_captions(config, given)
         return _captioned(path, weights, count, out, where, shown)
+    if name == "judge":
+        refuse_of_judge(config, given is not None or crop or weights is not None, count, out)
+        if config is None:
+            return judged(path, False, {"images": open_gallery(path)}, out, shown)
+        drawn = draw_splits(path, count, settings or config.sampling, first_seed, device, shown)
+        return judged(path, True, drawn, out, shown)
     against = reference_of(path, config, given, _side(config, path) if crop else None)
     if config is not None:
         refuse_sizes((config.image_size, config.image_size), against)
@@ -101,14 +90,14 @@ def evaluate(
     refuse_sizes(_size(samples.images), against)
     work = Work(samples, against, judge, name, where)
     place = out or _place(path, config, work)
-    _refuse_foreign(place)
+    refuse_foreign(place)
 
     def write(found: Described, seen: Described | None) -> None:
         content = numbers_of(work, found, seen)
         write_text(place, json.dumps({"format": FORMAT, "key": work.key, **content}, indent=2))
 
-    work.done(place, lambda: _content(place).get("key") == _plain(work.key), write, shown)
-    return Evaluated(place, _content(place))
+    work.done(place, lambda: content_of(place).get("key") == plain(work.key), write, shown)
+    return Evaluated(place, content_of(place))
 
 
 def _refuse_of_captions(config: RunConfig | None, reference: Path | None) -> None:
@@ -129,10 +118,10 @@ def _captioned(
     here = path.absolute()
     name = f"{here.name}-clip-{hashlib.sha256(told).hexdigest()[:8]}.json"
     place = out or here.parent / name
-    _refuse_foreign(place)
+    refuse_foreign(place)
     content = caption_numbers(samples, captions, judge, shown)
     write_text(place, json.dumps({"format": FORMAT, **content}, indent=2))
-    return Evaluated(place, _content(place))
+    return Evaluated(place, content_of(place))
 
 
 def make_statistics(
@@ -153,9 +142,9 @@ def make_statistics(
     path, shown = Path(path), progress and is_first_process()
     if out.suffix != ".npz":
         raise ConfigError(f"statistics {out} is no .npz", remedy="give a name that ends in .npz")
-    if network == "small":
+    if network in ("small", "judge"):
         raise ConfigError(
-            "statistics of the small network would be of no use without it",
+            f"statistics of the {network} network would be of no use without it",
             remedy="give the images themselves as --reference, or another --network",
         )
     if run_config(path) is not None:
@@ -237,27 +226,3 @@ def _place(path: Path, config: RunConfig | None, work: Work) -> Path:
         return RunFolder(path).evaluations / name
     here = path.absolute()
     return here.parent / f"{here.stem if here.is_file() else here.name}-{name}"
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Raise StorageError if a file that no evaluation wrote would be replaced."""
-    if out.exists() and _content(out).get("format") != FORMAT:
-        raise StorageError(
-            f"{out.name} was not written by an evaluation and would be lost",
-            where=str(out),
-            remedy="choose another --out",
-        )
-
-
-def _content(out: Path) -> dict[str, Any]:
-    """What an evaluation wrote; nothing where there is none."""
-    try:
-        content = json.loads(out.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
-    return json.loads(json.dumps(value))

@@ -4,8 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxtyping import Int
+from torch import Tensor
+
 from diffmoe.checkpoint import RunFolder, claimed_manifest
-from diffmoe.config import PixelCodec, RunConfig, SamplingConfig
+from diffmoe.config import PixelCodec, RunConfig, SamplingConfig, ScenesData
 from diffmoe.data import Source, open_source
 from diffmoe.errors import ConfigError
 from diffmoe.evaluation import (
@@ -25,6 +28,7 @@ from diffmoe.evaluation import (
     small_network,
     some,
 )
+from diffmoe.experiments.prompts import Asked, prompted
 from diffmoe.experiments.requests import request, trained_classes
 from diffmoe.experiments.samples import sample
 from diffmoe.experiments.scoring import skips_damaged
@@ -32,7 +36,7 @@ from diffmoe.sampling import is_as_recorded
 
 __all__ = ["NetworkName", "Samples", "choose", "load_network", "reference_of", "samples_of"]
 
-NetworkName = Literal["inception", "dinov2", "small", "clip"]
+NetworkName = Literal["inception", "dinov2", "small", "clip", "judge"]
 _SMALL_SIDES = range(8, 65)  # pixels of the images that the small network takes
 _SMALL_IMAGES = 20_000  # that it is trained on at most
 _FEWEST = 2  # images that can be compared
@@ -53,6 +57,11 @@ class Samples:
         return len(self.images)
 
     @property
+    def labels(self) -> Int[Tensor, " N"] | None:
+        """The class of each image, None where they have none: prompts are no classes."""
+        return None if (self.record or {}).get("prompts") else self.images.labels
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The names that were recorded as the images were drawn, else those of the set."""
         return tuple((self.record or {}).get("class_names") or self.images.class_names)
@@ -67,10 +76,13 @@ def run_config(path: Path) -> RunConfig | None:
 def choose(name: NetworkName | None, config: RunConfig | None, given: bool) -> NetworkName:
     """The network to use where none is named.
 
-    Small images of a run and its own data have the small network; everything else has Inception.
+    A run that draws scenes from prompts has the judge, small images of classes and their own data
+    the small network; everything else has Inception.
     """
     if name is not None:
         return name
+    if config is not None and config.model.reads_text:
+        return "judge" if isinstance(config.data, ScenesData) and not given else "inception"
     is_small = config is not None and config.image_size in _SMALL_SIDES
     own_pixels = config is not None and isinstance(config.codec, PixelCodec) and not given
     return "small" if is_small and own_pixels else "inception"
@@ -135,17 +147,22 @@ def samples_of(
     if config is None:
         images = open_images(path, crop)
         return _recorded(_counted(images, count), path)
-    classes = trained_classes(path, config.model.num_classes)
+    prompts = config.model.reads_text
+    classes = 1 if prompts else trained_classes(path, config.model.num_classes)
     number = _drawn(classes, reference, network) if count is None else count
     if number < _FEWEST:
         raise ConfigError(f"count {number} is too few to evaluate", remedy=f"use {_FEWEST} or more")
-    labels, seeds = request((), (), number, classes, first_seed=seed)
+    if prompts:
+        asked = prompted(path, (), (), number, first_seed=seed)
+    else:
+        asked = Asked(*request((), (), number, classes, first_seed=seed), law="balanced")
     drawn = sample(
         path,
-        labels,
-        seeds,
+        asked.labels,
+        asked.seeds,
         settings=settings or config.sampling,
-        law="balanced",
+        prompts=asked.prompts,
+        law=asked.law,
         format="npz",
         device=device,
         progress=progress,

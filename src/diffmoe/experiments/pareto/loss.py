@@ -5,23 +5,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from diffmoe.checkpoint import LoadedRun
 from diffmoe.config import SamplingConfig
-from diffmoe.data import Source, source_codec
+from diffmoe.data import Source, captions_of, source_codec, source_texts
 from diffmoe.errors import DiffMoEError
 from diffmoe.experiments.pareto.points import Point
 from diffmoe.experiments.scoring import Reference
-from diffmoe.model import DiT, Prediction, RoutingPlan, cast_for_products
+from diffmoe.model import Condition, DiT, Prediction, RoutingPlan, cast_for_products
 from diffmoe.objective import Draws, build_objective
 from diffmoe.randomness import normals, permutation, uniforms
-from diffmoe.sampling import sampling_plan
+from diffmoe.sampling import sampling_plan, some_of
 
 __all__ = ["DenoisingLoss", "denoising_loss"]
 
-_MOST_IMAGES = 512
 _ENCODED = 32  # images that are read and encoded at a time
 _SEED, _STREAM = 0, "denoising loss"
 
@@ -32,53 +31,52 @@ class DenoisingLoss:
 
     run: LoadedRun
     x: Float[Tensor, "N C H W"]
-    label: Int[Tensor, "N"]
+    condition: Condition
     draws: Draws
 
     @classmethod
-    def of(cls, run: LoadedRun, source: Source) -> "DenoisingLoss":
-        """Up to 512 images evenly spread over the source, each at a noise level of its own.
+    def of(cls, run: LoadedRun, source: Source, most: int = 512) -> "DenoisingLoss":
+        """Up to `most` images evenly spread over the source, each at a noise level of its own.
 
         The levels divide the training times into as many equal parts as there are images, in
         mixed order: every batch has all levels.
         """
-        count = min(_MOST_IMAGES, len(source))
+        count = min(most, len(source))
         chosen = [image * len(source) // count for image in range(count)]
         x = torch.cat(list(_seen(run, source, chosen)))
         parts = torch.from_numpy(permutation(_SEED, f"{_STREAM}/parts", count))
         u = (parts + uniforms(_SEED, f"{_STREAM}/time", 0, count)[:, 0]) / count
         t = build_objective(run.config.objective).times(u.float().clamp_max(1 - 2**-24))
         noise = normals(_SEED, f"{_STREAM}/noise", 0, count, tuple(x.shape[1:]))
-        return cls(run, x, source.labels[chosen], Draws(t, noise))
+        return cls(run, x, _conditions(run, source, chosen), Draws(t, noise))
 
     @torch.inference_mode()
     def under(self, point: Point) -> float:
-        """The mean loss with experts taking rows as they would while sampling, labels kept."""
+        """The mean loss with experts taking rows as they would while sampling, conditions kept."""
         settings, model = point.settings, self.run.model
         low = settings.precision == "bfloat16"
         network = _Unrouted(cast_for_products(model, torch.bfloat16) if low else model)
         objective, total = build_objective(self.run.config.objective), 0.0
         for first in range(0, len(self.x), settings.batch):
-            x, label, draws = self._some(slice(first, first + settings.batch))
+            x, condition, draws = self._some(slice(first, first + settings.batch))
             plan = sampling_plan(model, settings, len(x), thresholds=point.thresholds)
             with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
-                loss = objective.loss(network, x, label, draws, plan)
+                loss = objective.loss(network, x, condition, draws, plan)
             total += float(loss.per_image.double().sum())
         return total / len(self.x)
 
-    def _some(self, part: slice) -> tuple[Tensor, Tensor, Draws]:
+    def _some(self, part: slice) -> tuple[Tensor, Condition, Draws]:
         device = self.run.model.positions.device
-        x, label, t, noise = (
-            values[part].to(device)
-            for values in (self.x, self.label, self.draws.t, self.draws.noise)
+        x, t, noise = (
+            values[part].to(device) for values in (self.x, self.draws.t, self.draws.noise)
         )
-        return x, label, Draws(t, noise)
+        return x, some_of(self.condition, part).to(device), Draws(t, noise)
 
     def describe(self, settings: SamplingConfig) -> str:
         """What the number means, for readers."""
         return (
             f"the objective's loss, mean over {len(self.x)} training images at noise levels spread"
-            f" evenly over the training times, labels kept, in batches of"
+            f" evenly over the training times, conditions kept, in batches of"
             f" {min(settings.batch, len(self.x))}; the same images, levels and noise for every"
             " setting"
         )
@@ -92,7 +90,9 @@ class _Unrouted:
     def __init__(self, model: DiT) -> None:
         self._model = model
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor, plan: RoutingPlan) -> Prediction:
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Condition, plan: RoutingPlan
+    ) -> Prediction:
         return replace(self._model(x_t, t, condition, plan), routing=())
 
 
@@ -108,6 +108,16 @@ def _seen(run: LoadedRun, source: Source, images: list[int]) -> Iterator[Tensor]
             noise = normals(_SEED, f"{_STREAM}/encode", first, len(x), shape)
             x = codec.encode(x.to(device), noise.to(device)).cpu()
         yield x
+
+
+def _conditions(run: LoadedRun, source: Source, images: list[int]) -> Condition:
+    """The labels of images, or what the model reads of their captions."""
+    device = run.model.positions.device
+    texts = source_texts(run.config, source, device, run.folder.words)
+    if texts is None:
+        return source.labels[images]
+    captions = captions_of(source)
+    return texts.encode([captions[image] for image in images]).to("cpu")
 
 
 def denoising_loss(run: LoadedRun, reference: Reference) -> tuple[DenoisingLoss | None, str]:

@@ -14,7 +14,7 @@ from diffmoe.checkpoint import LoadedRun
 from diffmoe.codec import Codec
 from diffmoe.experiments.pareto.points import Point
 from diffmoe.experiments.speed.measure import Times, clock_of
-from diffmoe.sampling import Moment, decode, generate
+from diffmoe.sampling import Conditions, Moment, decode, generate
 
 __all__ = ["Drawn", "Taken", "draw_in_rounds"]
 
@@ -75,6 +75,7 @@ def draw_in_rounds(
     labels: Sequence[int],
     seeds: Sequence[int],
     *,
+    conditions: Conditions | None = None,
     codec: Codec | None,
     progress: bool,
 ) -> list[Drawn]:
@@ -90,12 +91,12 @@ def draw_in_rounds(
         total=len(points) * (len(parts) + 1), desc="sweep", unit="batch", disable=not progress
     ) as bar:
         for point in points:
-            _warm_up(run, point, labels[parts[0]], seeds[parts[0]])
+            _warm_up(run, point, labels[parts[0]], seeds[parts[0]], conditions)
             bar.update()
         for number, part in enumerate(parts):
             for index in _order(len(points), number, len(parts)):
                 batch = (labels[part], seeds[part])
-                _draw(run, points[index], *batch, found[index], codec)
+                _draw(run, points[index], *batch, conditions, found[index], codec)
                 bar.update()
     return found
 
@@ -106,9 +107,23 @@ def _order(points: int, number: int, rounds: int) -> Iterator[int]:
     return ((first + way * place) % points for place in range(points))
 
 
-def _warm_up(run: LoadedRun, point: Point, labels: Sequence[int], seeds: Sequence[int]) -> None:
+def _warm_up(
+    run: LoadedRun,
+    point: Point,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    conditions: Conditions | None,
+) -> None:
     short = replace(point.settings, steps=min(_WARM_UP, point.settings.steps))
-    generate(run.model, run.config, labels, seeds, settings=short, thresholds=point.thresholds)
+    generate(
+        run.model,
+        run.config,
+        labels,
+        seeds,
+        settings=short,
+        conditions=conditions,
+        thresholds=point.thresholds,
+    )
 
 
 def _draw(
@@ -116,6 +131,7 @@ def _draw(
     point: Point,
     labels: Sequence[int],
     seeds: Sequence[int],
+    conditions: Conditions | None,
     drawn: Drawn,
     codec: Codec | None,
 ) -> None:
@@ -128,6 +144,7 @@ def _draw(
         labels,
         seeds,
         settings=point.settings,
+        conditions=conditions,
         thresholds=point.thresholds,
         callback=drawn.taken,
     )

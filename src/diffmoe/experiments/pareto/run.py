@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffmoe.analysis import SweepPoint
-from diffmoe.checkpoint import LoadedRun, load
+from diffmoe.checkpoint import LoadedRun, RunFolder, load
 from diffmoe.codec import Codec, build_codec
 from diffmoe.config import Level, PixelCodec, RunConfig, SamplingConfig
 from diffmoe.device import machine_of, resolve_device
@@ -35,7 +35,14 @@ from diffmoe.experiments.requests import trained_classes
 from diffmoe.experiments.scoring import Reference, score_samples
 from diffmoe.experiments.speed.measure import clock_of
 from diffmoe.randomness import permutation
-from diffmoe.sampling import balanced_labels, check_request, generate, stamp
+from diffmoe.sampling import (
+    Conditions,
+    balanced_labels,
+    check_request,
+    generate,
+    stamp,
+    usual_conditions,
+)
 
 __all__ = ["Sweep", "sweep"]
 
@@ -90,21 +97,24 @@ def sweep(
     config, folder = config_of(path), out or Path(path) / "sweep"
     settings = settings or config.sampling
     points = asked_points(config, settings, capacities, gammas, level)
-    labels = balanced_labels(count, trained_classes(path, config.model.num_classes))
+    labels = balanced_labels(count, _conditions(path, config))
     seeds = range(first_seed, first_seed + count)
-    check_request(config, labels, seeds)
+    check_request(config, labels, seeds, max(labels) + 1 if config.model.reads_text else None)
     refuse_results(folder, RECORD)
     run = load(path, weights=settings.weights, device=resolve_device(device))
+    conditions = usual_conditions(run, settings)
     refuse_unready(run, points)
     reference = _reference(config, run)
     if not reference.unscored:
         _refuse_heavy(config, count, len(points) + search)
     loss, unknown = denoising_loss(run, reference)
     points = calibrated(run, points, progress)
-    found = _searched(run, settings, loss, progress) if search else None
+    found = _searched(run, settings, conditions, loss, progress) if search else None
     points = points if found is None else _with_search(points, settings, found)
     codec = None if reference.unscored else build_codec(config.codec, run.model.positions.device)
-    drawn = draw_in_rounds(run, points, labels, seeds, codec=codec, progress=progress)
+    drawn = draw_in_rounds(
+        run, points, labels, seeds, conditions=conditions, codec=codec, progress=progress
+    )
     measured, unscored = _measured(points, drawn, loss, reference, torch.tensor(labels))
     measured = measured if found is None else _marked(measured, found)
     told = f"not known: {unknown}" if loss is None else loss.describe(settings)
@@ -122,10 +132,20 @@ def sweep(
 def _reference(config: RunConfig, run: LoadedRun) -> Reference:
     """The training data, which score nothing that is no picture."""
     reference = Reference.of(config, run.trained_on.get("data"))
+    if config.model.reads_text:
+        why = "the images are drawn from captions, which no class agrees with"
+        return replace(reference, unscored=reference.unscored or why)
     if isinstance(config.codec, PixelCodec) and config.model.channels not in (1, 3):
         why = f"model.channels {config.model.channels} make no picture with codec pixels"
         return replace(reference, unscored=reference.unscored or why)
     return reference
+
+
+def _conditions(path: Path | str, config: RunConfig) -> int:
+    """How many classes, or captions kept of the training, there are to draw."""
+    if config.model.reads_text:
+        return max(1, len(RunFolder(Path(path)).captions))
+    return trained_classes(path, config.model.num_classes)
 
 
 def _refuse_heavy(config: RunConfig, count: int, points: int) -> None:
@@ -156,17 +176,30 @@ def _marked(points: list[SweepPoint], found: Found) -> list[SweepPoint]:
 
 
 def _searched(
-    run: LoadedRun, settings: SamplingConfig, loss: DenoisingLoss | None, progress: bool
+    run: LoadedRun,
+    settings: SamplingConfig,
+    conditions: Conditions | None,
+    loss: DenoisingLoss | None,
+    progress: bool,
 ) -> Found:
     """The interval search, on images that no point of the sweep draws."""
-    order = permutation(0, "interval search", run.trained_classes).tolist()
+    classes = run.trained_classes if conditions is None else conditions.count
+    order = permutation(0, "interval search", classes).tolist()
     labels = [order[image % len(order)] for image in range(_SEARCHED)]
     seeds = range(_FIRST_SEED, _FIRST_SEED + _SEARCHED)
     with tqdm(desc="interval search", unit="threshold", disable=not progress, leave=False) as bar:
 
         def capacity_of(gamma: float) -> float:
             taken, way = Taken(), at_threshold(settings, gamma).settings
-            generate(run.model, run.config, labels, seeds, settings=way, callback=taken)
+            generate(
+                run.model,
+                run.config,
+                labels,
+                seeds,
+                settings=way,
+                conditions=conditions,
+                callback=taken,
+            )
             bar.update()
             return taken.capacity
 

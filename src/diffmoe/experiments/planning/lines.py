@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
+from diffmoe.config import ClipEncoder, T5Encoder
 from diffmoe.experiments.planning.memory import memory_of, state_bytes
 from diffmoe.experiments.planning.plan import PAPER_STEPS, Option, Plan
 
@@ -123,7 +124,10 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 
 def _sent(plan: Plan) -> Iterator[str]:
-    shown = plan.shown
+    shown, text = plan.shown, plan.config.text
+    if isinstance(text, T5Encoder | ClipEncoder) and text.cache is None:
+        yield "  a text encoder that runs beside is not counted: encode captions before, with"
+        yield "  `diffmoe prepare DATA --text-encoder NAME`, and set --text.cache"
     if not shown.traffic:
         yield "nothing is sent: there is one process"
         return

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffmoe.config import BatchPool, ModelConfig, RunConfig
 from diffmoe.experiments.speed.cost import peak_bytes
-from diffmoe.model import DiT, cast_for_products
+from diffmoe.model import DiT, cast_for_products, some_conditions
 from diffmoe.objective import Draws, Loss, build_objective
 from diffmoe.training import training_plan
 
@@ -121,7 +121,7 @@ def _forward(model: DiT, config: RunConfig, images: int) -> Loss:
     plan = training_plan(images, shape.pool_images)
     low = config.training.precision == "bfloat16"
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-        return objective.loss(model, x, torch.zeros(images, dtype=torch.long), draws, plan)
+        return objective.loss(model, x, some_conditions(shape, images), draws, plan)
 
 
 def _fewest(config: ModelConfig) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffmoe.config import BatchPool, MachineConfig, RunConfig
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.speed.loops import LoopMixture, loop_twin
-from diffmoe.model import DiT, MixtureOfExperts, RoutingPlan, build_model
+from diffmoe.model import DiT, MixtureOfExperts, RoutingPlan, build_model, some_conditions
 from diffmoe.objective import Draws, build_objective
 from diffmoe.randomness import normals, uniforms
 from diffmoe.training import average_weights, build_optimizer, copy_buffers
@@ -66,7 +66,7 @@ class ModelWork:
         self.x = normals(0, "bench images", 0, images, shape).to(device)
         noise = normals(0, "bench noise", 0, images, shape).to(device)
         self.times = self.objective.times(uniforms(0, "bench time", 0, images)[:, 0]).to(device)
-        self.labels = (torch.arange(images) % self.config.model.num_classes).to(device)
+        self.told = some_conditions(self.config.model, images, device)
         self.draws = Draws(self.times, noise)
         self._optimizer: torch.optim.AdamW | None = None
         self._average: DiT | None = None
@@ -90,7 +90,7 @@ class ModelWork:
         def run() -> Tensor:
             model.zero_grad(set_to_none=True)
             with self.machine.autocast(dtype):
-                loss = self.objective.loss(model, self.x, self.labels, self.draws, _TRAIN)
+                loss = self.objective.loss(model, self.x, self.told, self.draws, _TRAIN)
             loss.total.backward()
             return loss.total
 
@@ -122,7 +122,7 @@ class ModelWork:
         @torch.inference_mode()
         def run() -> Tensor:
             with self.machine.autocast(dtype):
-                return model(self.x, self.times, self.labels, plan).sample
+                return model(self.x, self.times, self.told, plan).sample
 
         return run
 
@@ -138,7 +138,7 @@ class ModelWork:
     def plan(self, selection: Any, capacity: float = 1.0, **more: Any) -> RoutingPlan:
         """A plan whose thresholds give exactly this capacity on this batch."""
         with torch.inference_mode(), self.machine.autocast():
-            records = self.model(self.x, self.times, self.labels, _TRAIN).routing
+            records = self.model(self.x, self.times, self.told, _TRAIN).routing
         thresholds = torch.stack([_level(record.demand, capacity) for record in records])
         return RoutingPlan(selection=selection, policy="target", thresholds=thresholds, **more)
 
