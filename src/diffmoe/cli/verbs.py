@@ -9,18 +9,18 @@ from diffmoe.errors import ConfigError
 __all__ = ["VERBS", "verb"]
 
 VERBS: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
-    "demo": (training.demo, "", "train on real digits, sample, score and report, in minutes"),
+    "demo": (training.demo, "", "train on real digits, or on scenes from captions, and report"),
     "train": (training.train, "PRESET|RUN", "train, or go on with a run"),
     "plan": (tools.plan, "PRESET|RUN", "what training needs on so many GPUs: memory, bytes, days"),
-    "prepare": (preparing.prepare, "DATA", "encode images once, to train from"),
-    "sample": (drawing.sample, "RUN", "draw images"),
+    "prepare": (preparing.prepare, "DATA", "encode images or captions once, to train from"),
+    "sample": (drawing.sample, "RUN", "draw images of classes or prompts"),
     "report": (drawing.report, "RUN", "sample, score, capacity in short"),
     "analyze": (drawing.analyze, "RUN", "see where compute goes: steps, classes, patches, experts"),
     "sweep": (drawing.sweep, "RUN", "quality against capacity and time, over the whole dial"),
     "evaluate": (
         evaluating.evaluate,
         "RUN|FOLDER|NPZ",
-        "FID, precision, recall and other numbers",
+        "FID, precision, recall; scores of prompts; other numbers",
     ),
     "compare": (evaluating.compare, "A.json B.json", "two evaluations, their protocols first"),
     "bench": (tools.bench, "", "measure what it costs beside a dense model, here"),
