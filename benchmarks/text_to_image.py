@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,7 +52,7 @@ def config_of(arm: str, seed: int, words: argparse.Namespace) -> RunConfig:
     loop, training = found.loop, replace(found.training, seed=seed)
     if words.steps:
         loop = replace(loop, steps=words.steps)
-        training = replace(training, decay_steps=words.steps)
+        training = replace(training, decay_steps=max(words.steps, training.warmup_steps + 1))
     machine = replace(found.machine, device=words.device)
     return replace(found, loop=loop, training=training, machine=machine)
 
@@ -79,13 +80,20 @@ def done(arm: str, seed: int, aside: Path, words: argparse.Namespace) -> None:
         "config": to_dict(config),
         "weights_sha256": run.fingerprint,
         "machine": machine_of(resolve_device(words.device)) | {"torch": torch.__version__},
+        "commit": commit(),
     }
     (aside / RESULT).write_text(json.dumps(told, default=str))
 
 
+def commit() -> str:
+    """The commit of the code, with a mark where it was changed since."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+
 def all_done(words: argparse.Namespace) -> list[dict[str, Any]]:
     """What each run showed; what is not there yet is done, together with other processes."""
-    wanted = [(arm, seed) for seed in words.seeds for arm in ARMS]
+    wanted = [(arm, seed) for seed in words.seeds for arm in reversed(ARMS)]
     keys = [to_dict(config_of(arm, seed, words)) for arm, seed in wanted]
     key = {"runs": keys, "count": words.count, "images": words.images}
     with Parts.opened(words.runs / "results", len(wanted), key, lambda: False) as parts:

@@ -48,12 +48,12 @@ def routed(base: RunConfig, router: RouterOptions, pool_images: int = 1) -> RunC
     return replace(base, model=replace(base.model, router=router, pool_images=pool_images))
 
 
-def pooled(base: RunConfig, experts: int) -> RunConfig:
-    """The DiffMoE of a dense preset, with the paper's pool."""
+def pooled(base: RunConfig, experts: int, pool_images: int = PAPER_POOL) -> RunConfig:
+    """The DiffMoE of a dense preset, with the paper's pool unless another is said."""
     router = BatchPool(
         num_experts=experts, capacity=1.0, predictor_weight=1.0, threshold_decay=0.95
     )
-    return routed(base, router, PAPER_POOL)
+    return routed(base, router, pool_images)
 
 
 def ddpm(flow: RunConfig) -> RunConfig:

@@ -60,29 +60,31 @@ def scenes_dense() -> RunConfig:
             router=Dense(),
             moe_period=2,
             pool_images=1,
-            text=WordText(tokens=20, words=96, width=96, layers=2, heads=4),
+            text=WordText(tokens=20, words=64, width=96, layers=2, heads=4),
         ),
-        objective=FlowConfig(time_scale=1000.0),
+        # Where things are is settled in much noise, so times are drawn from there most of all.
+        objective=FlowConfig(time_scale=1000.0, time_sampling="logit_normal", logit_mean=0.8),
         data=ScenesData(),
         codec=PixelCodec(),
         text=WordEncoder(),
         training=TrainingConfig(
-            global_batch=64,
-            learning_rate=1e-3,
+            global_batch=32,
+            learning_rate=2e-3,
+            betas=(0.9, 0.99),
             warmup_steps=100,
-            decay_steps=2500,
+            decay_steps=6000,
             clip_norm=1.0,
-            ema_decay=0.995,
+            ema_decay=0.998,
         ),
-        loop=LoopConfig(steps=2500, log_every=50, checkpoint_every=250, keep_checkpoints=2),
-        sampling=SamplingConfig(sampler="euler", steps=25, guidance=3.0),
+        loop=LoopConfig(steps=6000, log_every=100, checkpoint_every=500, keep_checkpoints=2),
+        sampling=SamplingConfig(sampler="euler", steps=30, guidance=3.0),
         machine=MachineConfig(device="cpu"),
     )
 
 
 def scenes_diffmoe() -> RunConfig:
     """A DiffMoE with 4 experts from captions, on drawn scenes: the demo of text to image."""
-    return pooled(scenes_dense(), experts=4)
+    return pooled(scenes_dense(), experts=4, pool_images=32)
 
 
 def scenes_ec() -> RunConfig:
