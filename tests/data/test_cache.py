@@ -128,9 +128,9 @@ def test_a_source_survives_pickling_and_leaves_its_files_behind(cache: Path) -> 
 def test_more_shards_than_files_may_be_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import diffmoe.data.cache.shard as shard
+    import diffmoe.data.cache.open_files as open_files
 
-    monkeypatch.setattr(shard, "_MOST_OPEN", 1)
+    monkeypatch.setattr(open_files, "_MOST_OPEN", 1)
     source = CacheSource(write_cache(tmp_path / "cache"))
     before = len(list(Path("/dev/fd").iterdir()))
     for index in (0, 6, 1, 5, 2, 4):

@@ -674,7 +674,7 @@ def test_without_a_place_the_cache_lies_beside_its_images(
     found = prepare(copied, network, side=8, device="cpu", progress=False)
     assert found.path == copied.with_name("copied-latents")
     monkeypatch.chdir(copied)
-    with pytest.raises(ConfigError, match="the cache would lie among the images"):
+    with pytest.raises(ConfigError, match="the cache would lie among the data"):
         prepare(".", network, side=8, device="cpu", progress=False)
 
 
@@ -698,7 +698,7 @@ def test_what_lies_in_the_place_is_never_lost(make, tmp_path: Path, copied: Path
     with pytest.raises(StorageError, match="lies where parts are to be kept"):
         make("b")
     for inside in ("copied", "copied/dog/cache"):
-        with pytest.raises(ConfigError, match="the cache would lie among the images"):
+        with pytest.raises(ConfigError, match="the cache would lie among the data"):
             make(inside, data=copied)
 
 

@@ -1,16 +1,16 @@
 """Folders of results: written whole, and never in the place of anything else."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diffmoe.checkpoint import new_folder, write_text
-from diffmoe.errors import StorageError
+from diffmoe.checkpoint import new_folder, refuse_foreign_parts, write_text
+from diffmoe.errors import ConfigError, StorageError
 from diffmoe.sampling import refuse_unmovable, refuse_unwritable
 
-__all__ = ["refuse_results", "results_folder"]
+__all__ = ["refuse_cache_place", "refuse_results", "results_folder"]
 
 
 def refuse_results(path: Path, record: str) -> None:
@@ -27,6 +27,23 @@ def refuse_results(path: Path, record: str) -> None:
         )
     refuse_unmovable(path)
     refuse_unwritable(path.parent, path.name)
+
+
+def refuse_cache_place(data: Path, out: Path, record: str, read: Callable[[Path], object]) -> None:
+    """Raise an error if a cache would lie among its data, or in the place of other things.
+
+    `read` reads the `record` of one that is there, and says what to do where that is damaged.
+    """
+    if out.absolute().resolve().is_relative_to(data.absolute().resolve()):
+        raise ConfigError(
+            "the cache would lie among the data",
+            where=str(out),
+            remedy="choose an --out that is not below them",
+        )
+    if (out / record).exists():
+        read(out)
+    refuse_results(out, record)
+    refuse_foreign_parts(out.with_name(f"{out.name}.parts"))
 
 
 def _foreign(path: Path, record: str) -> str:

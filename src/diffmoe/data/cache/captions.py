@@ -22,7 +22,8 @@ from diffmoe.data.cache.caption_record import (
     CaptionShard,
     read_caption_record,
 )
-from diffmoe.data.cache.caption_shard import HASH, CaptionTable, OpenFiles
+from diffmoe.data.cache.caption_shard import HASH, CaptionTable
+from diffmoe.data.cache.open_files import OpenFiles
 from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["CaptionCache", "caption_hashes", "open_caption_cache"]

@@ -2,20 +2,14 @@
 
 The checksums lie in the file, and a digest of them in the record of the cache: a file of another
 cache, or one in the place of another, is noticed when the cache is opened.
-
-Posteriors are read with `pread` and not through a mapping: a file cut short or a disk that fails
-is an error then, while a mapping would kill the process.
 """
 
 import hashlib
-import json
-import os
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +17,14 @@ from jaxtyping import Float
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from diffmoe.data.cache.open_files import OpenFiles, SmallTensors
 from diffmoe.data.cache.record import AGAIN, CACHE, CacheRecord, Shard
 from diffmoe.errors import DataError
 
 __all__ = ["Shards", "write_shard"]
 
 _DTYPES = {"float32": "F32", "float16": "F16"}  # numpy's names to those in a file
-_LENGTH = 8  # bytes that say how long the header is
 _SMALL = ("crc32", "index", "labels")  # tensors beside the posteriors
-_MOST_OPEN = 128  # files: a process may have a thousand or so
 
 
 def write_shard(path: Path, moments: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Shard:
@@ -50,7 +43,8 @@ def write_shard(path: Path, moments: np.ndarray, labels: np.ndarray, index: np.n
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = path.stat().st_size
-    return Shard(path.name, len(moments), size, digest, _Table.read(_File(path), size).digest)
+    table = _read(OpenFiles(path.parent), path.name, size).digest
+    return Shard(path.name, len(moments), size, digest, table)
 
 
 class _Layout(NamedTuple):
@@ -60,49 +54,9 @@ class _Layout(NamedTuple):
     sums: np.ndarray  # (n, mirrors)
 
 
-class _Table(NamedTuple):
+def _read(files: OpenFiles, name: str, size: int) -> SmallTensors:
     """All of a shard but its posteriors."""
-
-    header: bytes
-    entries: dict[str, dict[str, Any]]  # of the header: dtype, shape and place of each tensor
-    first: int  # byte of the file from which places count
-    parts: dict[str, bytes]  # contents by the names in `_SMALL`
-
-    @classmethod
-    def read(cls, file: "_File", size: int) -> "_Table":
-        """That of a file; raises ValueError or the like if its header is damaged."""
-        length = int.from_bytes(file.read(0, _LENGTH), "little")
-        if length > size:
-            raise ValueError("the header is longer than the file")
-        header = file.read(_LENGTH, length)
-        entries, first = json.loads(header), _LENGTH + length
-        places = [(name, *entries[name]["data_offsets"]) for name in _SMALL]
-        parts = {name: file.read(first + begin, end - begin) for name, begin, end in places}
-        return cls(header, entries, first, parts)
-
-    @property
-    def digest(self) -> str:
-        """What tells the shard from any other: its posteriors count by their checksums."""
-        total = hashlib.sha256(self.header)
-        for part in self.parts.values():
-            total.update(part)
-        return total.hexdigest()
-
-
-class _File:
-    """An open file that is closed with the last reference to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
-
-    def read(self, first: int, length: int) -> bytes:
-        """Some bytes; fewer at the end of the file."""
-        return os.pread(self.number, length, first)
+    return SmallTensors.read(files, name, size, _SMALL)
 
 
 class Shards:
@@ -113,11 +67,7 @@ class Shards:
         self._ends = list(accumulate(shard.images for shard in record.shards))
         self._bytes = int(np.prod(record.block)) * np.dtype(record.dtype).itemsize
         self._layouts: dict[int, _Layout] = {}
-        self._files: OrderedDict[int, _File] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but open files: a process that takes the shards over opens its own."""
-        return {**vars(self), "_files": OrderedDict()}
+        self._files = OpenFiles(folder)
 
     def refuse_incomplete(self) -> None:
         """Raise DataError for a shard that is missing or has another size than once."""
@@ -130,9 +80,9 @@ class Shards:
 
     def refuse_foreign(self) -> None:
         """Raise DataError for a shard that is not the one which was written in its place."""
-        for number, shard in enumerate(self._record.shards):
+        for number in range(len(self._record.shards)):
             try:
-                self._layout(number, _File(self._folder / shard.file))
+                self._layout(number, OpenFiles(self._folder))  # none stays open
             except OSError as error:
                 raise self._damage(number, None, error.strerror or str(error)) from error
 
@@ -141,10 +91,10 @@ class Shards:
         number = bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
         try:
-            file = self._open(number)
-            layout = self._layout(number, file)
+            layout = self._layout(number, self._files)
             place = row * self._record.mirrors + mirror
-            content = file.read(layout.first + place * self._bytes, self._bytes)
+            first = layout.first + place * self._bytes
+            content = self._files.read(self._record.shards[number].file, first, self._bytes)
         except OSError as error:
             raise self._damage(number, index, error.strerror or str(error)) from error
         if len(content) != self._bytes or zlib.crc32(content) != layout.sums[row, int(mirror)]:
@@ -154,26 +104,17 @@ class Shards:
             raise self._damage(number, index, "it holds NaN or infinity")
         return torch.from_numpy(values).view(self._record.block)
 
-    def _open(self, number: int) -> _File:
-        if number in self._files:
-            self._files.move_to_end(number)
-        else:
-            self._files[number] = _File(self._folder / self._record.shards[number].file)
-            if len(self._files) > _MOST_OPEN:
-                self._files.popitem(last=False)
-        return self._files[number]
-
-    def _layout(self, number: int, file: _File) -> _Layout:
+    def _layout(self, number: int, files: OpenFiles) -> _Layout:
         if number not in self._layouts:
             try:
-                self._layouts[number] = self._read_layout(number, file)
+                self._layouts[number] = self._read_layout(number, files)
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise self._damage(number, None, "its header is damaged") from error
         return self._layouts[number]
 
-    def _read_layout(self, number: int, file: _File) -> _Layout:
+    def _read_layout(self, number: int, files: OpenFiles) -> _Layout:
         shard, record = self._record.shards[number], self._record
-        table = _Table.read(file, shard.bytes)
+        table = _read(files, shard.file, shard.bytes)
         expected = [shard.images, record.mirrors, *record.block]
         moments = table.entries["moments"]
         if (moments["shape"], moments["dtype"]) != (expected, _DTYPES[record.dtype]):
@@ -185,7 +126,7 @@ class Shards:
                 where=str(self._folder / shard.file),
                 remedy=AGAIN,
             )
-        sums = np.frombuffer(table.parts["crc32"], "<u4")
+        sums = np.frombuffer(table.parts[0], "<u4")
         return _Layout(table.first + moments["data_offsets"][0], sums.reshape(expected[:2]))
 
     def _damage(self, number: int, index: int | None, why: str) -> DataError:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import BFloat16
 from torch import Tensor
 
-from diffmoe.checkpoint import Parts, new_folder, refuse_foreign_parts
+from diffmoe.checkpoint import Parts, new_folder
 from diffmoe.codec import OutsideEncoder, open_text_encoder
 from diffmoe.data import (
     CAPTIONS,
@@ -26,7 +26,7 @@ from diffmoe.data import (
 )
 from diffmoe.device import resolve_device
 from diffmoe.errors import ConfigError, DataError
-from diffmoe.experiments.place import refuse_results
+from diffmoe.experiments.place import refuse_cache_place, refuse_results
 from diffmoe.experiments.preparing.assembly import link, sweep
 from diffmoe.experiments.preparing.caption_data import read_captions
 
@@ -66,7 +66,7 @@ class CaptionWork:
         for name, value, most in (("shard", shard, 10**6), ("text-tokens", tokens, 4096)):
             if not 1 <= value <= most:
                 raise ConfigError(f"{name} {value} is not in 1..{most}")
-        _refuse_place(data, out)
+        refuse_cache_place(data, out, CAPTIONS, read_caption_record)
         captions = read_captions(data, field)
         numbers, hashes = _each_once(captions, data)
         own = open_text_encoder(encoder, tokens, resolve_device(device))
@@ -196,17 +196,3 @@ def _each_once(captions: Sequence[str], data: Path) -> tuple[np.ndarray, np.ndar
     values = np.ascontiguousarray(hashes).view(f"S{hashes.shape[1]}").reshape(-1)
     _, places = np.unique(values, return_index=True)
     return said[places], hashes[places]
-
-
-def _refuse_place(data: Path, out: Path) -> None:
-    """Raise an error if the cache would lie among the data, or in the place of other things."""
-    if out.absolute().resolve().is_relative_to(data.absolute().resolve()):
-        raise ConfigError(
-            "the cache would lie among the data",
-            where=str(out),
-            remedy="choose an --out that is not below them",
-        )
-    if (out / CAPTIONS).exists():
-        read_caption_record(out)  # which says what to do where it is damaged
-    refuse_results(out, CAPTIONS)
-    refuse_foreign_parts(out.with_name(f"{out.name}.parts"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from diffmoe.checkpoint import Parts, refuse_foreign_parts
+from diffmoe.checkpoint import Parts
 from diffmoe.codec import Autoencoder, open_autoencoder
 from diffmoe.data import (
     CACHE,
@@ -25,7 +25,7 @@ from diffmoe.data import (
 )
 from diffmoe.device import resolve_device
 from diffmoe.errors import ConfigError, StorageError
-from diffmoe.experiments.place import refuse_results
+from diffmoe.experiments.place import refuse_cache_place
 
 __all__ = ["Dtype", "Work", "size_of"]
 
@@ -65,7 +65,7 @@ class Work:
     ) -> "Work":
         """The work, once everything is there that it needs, and nothing that it would destroy."""
         _refuse_numbers(side, shard_images, dtype)
-        _refuse_place(data, out)
+        refuse_cache_place(data, out, CACHE, read_record)
         place = resolve_device(device)
         pictures = open_pictures(data, captioned=None)
         source = ImageSource(pictures, channels=_COLOURS, side=side)
@@ -186,20 +186,6 @@ def _refuse_numbers(side: int, shard_images: int, dtype: str) -> None:
             raise ConfigError(f"{name} {value} is not in 1..1000000")
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype {dtype!r} is unknown", remedy="use float32 or float16")
-
-
-def _refuse_place(data: Path, out: Path) -> None:
-    """Raise an error if the cache would lie among the images, or in the place of other things."""
-    if out.absolute().resolve().is_relative_to(data.absolute().resolve()):
-        raise ConfigError(
-            "the cache would lie among the images",
-            where=str(out),
-            remedy="choose an --out that is not below them",
-        )
-    if (out / CACHE).exists():
-        read_record(out)  # which says what to do where it is damaged
-    refuse_results(out, CACHE)
-    refuse_foreign_parts(out.with_name(f"{out.name}.parts"))
 
 
 def _refuse_side(side: int, factor: int) -> None:
