@@ -16,9 +16,12 @@ from diffmoe.checkpoint.released_config import contradictions, infer_config
 from diffmoe.checkpoint.released_file import ReleasedFile, read_released, write_released
 from diffmoe.config import DDPMConfig, FlowConfig, PixelCodec, RunConfig
 from diffmoe.errors import ConfigError, ExitCode, StorageError
+from diffmoe.experiments import convert
 from diffmoe.model import DiT, RoutingPlan
 from diffmoe.objective import build_objective
 from diffmoe.presets import preset
+from diffmoe.training import train
+from texts import text_run
 
 HEADS = 3
 POOL = RoutingPlan(selection="pool", policy="ema")
@@ -521,3 +524,11 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(StorageError, match="cannot write"):
         write_released(tmp_path / "file.pt", BARE, BARE)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_reads_captions_has_no_such_layout(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(text_run(loop__steps=2), run, progress=False)
+    with pytest.raises(ConfigError, match="the released layout has no model that reads captions"):
+        convert(run, tmp_path / "file.pt")
+    assert not (tmp_path / "file.pt").exists()

@@ -93,7 +93,7 @@ def to_released(tensors: Mapping[str, Tensor], config: RunConfig) -> dict[str, T
     Raises ConfigError for names and shapes as `to_ours` does, and for a flow whose time or sign
     the released code would misread: tensors are never negated.
     """
-    _check_convention(config)
+    _check_expressible(config)
     entries = _layout(config.model)
     _check(tensors, {entry.name: tuple(entry.like.shape) for entry in entries})
     parts = (entry.split(tensors[entry.name]) for entry in entries)
@@ -155,7 +155,12 @@ def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _check_convention(config: RunConfig) -> None:
+def _check_expressible(config: RunConfig) -> None:
+    if config.model.reads_text:
+        raise ConfigError(
+            "the released layout has no model that reads captions",
+            remedy="keep the run folder: it is the model",
+        )
     flow = config.objective
     if isinstance(flow, FlowConfig) and (flow.convention, flow.time_scale) != ("released", 1.0):
         raise ConfigError(
