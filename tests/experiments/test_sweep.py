@@ -29,6 +29,7 @@ from diffmoe.experiments.scoring import Reference
 from diffmoe.sampling import generate
 from diffmoe.training import train
 from runs import changed, run_config
+from texts import text_run
 
 FEW = {"capacities": [0.5, 1.5], "gammas": [0.7, 0.3], "count": 12, "progress": False}
 
@@ -277,6 +278,16 @@ def test_data_that_cannot_be_read_have_no_loss(
     monkeypatch.setattr(loss_module, "source_codec", lost)
     run = load(trained)
     assert denoising_loss(run, Reference.of(run.config)) == (None, "the autoencoder is lost")
+
+
+def test_a_run_from_captions_is_swept_by_its_loss(tmp_path: Path) -> None:
+    """Nothing scores its pictures, but what it was trained to do is known of each setting."""
+    train(text_run(loop__steps=2), tmp_path / "run", progress=False)
+    made = sweep(tmp_path / "run", capacities=[], gammas=[0.5], count=4, progress=False)
+    assert all(p.loss is not None and p.frechet is None for p in made.points)
+    page = made.page.read_text()
+    assert "conditions kept" in page and "captions of the training in turn" in page
+    assert "not scored: the images are drawn from captions" in page
 
 
 def test_without_its_data_a_run_is_swept_all_the_same(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from torch import Tensor
 from diffmoe.checkpoint import LoadedRun, load
 from diffmoe.config import SamplingConfig
 from diffmoe.errors import ConfigError
-from diffmoe.sampling import calibrate, encode_prompts, generate, run_encoder, usual_conditions
+from diffmoe.sampling import (
+    PromptConditions,
+    calibrate,
+    encode_prompts,
+    generate,
+    run_encoder,
+    usual_conditions,
+)
 from diffmoe.training import train
 from runs import run_config
 from texts import text_run
@@ -130,8 +137,11 @@ def test_the_dial_is_set_on_captions_of_the_training(run: LoadedRun) -> None:
     found = calibrate(run, settings)
     assert found.realised == pytest.approx(0.5, rel=0.05)
     assert list(run.folder.calibrations.iterdir())
-    told = usual_conditions(run)
-    assert told is not None and told.count == len(run.folder.captions)
+    told = usual_conditions(run, settings)
+    assert isinstance(told, PromptConditions) and told.count == len(run.folder.captions)
+    assert told.negative is None
+    away = usual_conditions(run, replace(settings, negative="a red circle"))
+    assert isinstance(away, PromptConditions) and away.negative is not None
 
 
 def test_a_run_without_its_captions_cannot_be_calibrated(run: LoadedRun, tmp_path: Path) -> None:
@@ -139,3 +149,11 @@ def test_a_run_without_its_captions_cannot_be_calibrated(run: LoadedRun, tmp_pat
     (tmp_path / "words.txt").write_bytes((run.folder.path / "words.txt").read_bytes())
     with pytest.raises(ConfigError, match="keeps no captions of its training"):
         calibrate(bare, run.config.sampling.at(capacity=0.5))
+
+
+def test_words_that_no_caption_had_are_named(
+    run: LoadedRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode_prompts(run, ["a red circle", "a purple elephant on the moon, elephant"])
+    assert "prompt 1 has words that the model never met: elephant, moon" in caplog.text
+    assert "prompt 0" not in caplog.text

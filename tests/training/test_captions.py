@@ -93,10 +93,12 @@ def test_a_run_goes_on_with_its_own_words(tmp_path: Path) -> None:
 
 
 def test_a_run_that_begins_anew_finds_its_words_anew(tmp_path: Path) -> None:
+    """Those left by a job that was killed before its first checkpoint do not count."""
     path = tmp_path / "run"
     path.mkdir()
-    folder = train(text_run(), path, progress=False)
-    assert folder.words
+    RunFolder(path).claim(text_run())
+    path.joinpath("words.txt").write_text("stale\n")
+    assert "circle" in train(text_run(), path, progress=False).words
 
 
 def test_captions_are_needed_and_not_too_long(

@@ -42,6 +42,8 @@ class PrepareCommand(Checked):
         images = ("autoencoder", "side", "dtype", "flip", "skip_damaged", "workers")
         for name in images if said else ("text_tokens", "caption_field"):
             if (value := getattr(self, name)) != getattr(PrepareCommand, name):
-                why = "captions are encoded" if said else "without --text-encoder images are"
+                why = (
+                    "captions are encoded" if said else "without --text-encoder images are encoded"
+                )
                 flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
                 yield ConfigError(f"{flag} changes nothing: {why}", remedy="leave it out")

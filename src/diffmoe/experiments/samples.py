@@ -199,7 +199,7 @@ class _Work:
             return {}
         for file in files:
             trace.add(CapacityTrace.of_tensors(load_file(file)))
-        return _told(trace, self.drawing.settings)
+        return _told(trace, self.drawing.settings, bool(self.drawing.wanted.prompts))
 
 
 def _machine(stamp: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,11 +221,10 @@ def _drawn_by(stamp: dict[str, Any], parts: Sequence[DrawnPart]) -> dict[str, An
     return rest | (found[0] if len(found) == 1 else {"machines": found})
 
 
-def _told(trace: CapacityTrace, settings: SamplingConfig) -> dict[str, float]:
+def _told(trace: CapacityTrace, settings: SamplingConfig, prompted: bool) -> dict[str, float]:
     """The facts of a trace, which are also logged."""
-    asked = (
-        "" if settings.capacity is None else f", {settings.capacity:g} asked for over all classes"
-    )
+    over = "captions of the training" if prompted else "all classes"
+    asked = "" if settings.capacity is None else f", {settings.capacity:g} asked for over {over}"
     _LOG.info("capacity %.3f in these images%s", trace.average, asked)
     facts = {"capacity": trace.average}
     if settings.max_capacity is not None:

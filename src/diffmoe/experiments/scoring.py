@@ -43,6 +43,13 @@ class Reference:
         """
         if config.model.reads_text:
             return cls(None, _CAPTIONED, kept)
+        return cls.at_hand(config, trained_on, kept)
+
+    @classmethod
+    def at_hand(
+        cls, config: RunConfig, trained_on: str | None = None, kept: tuple[str, ...] = ()
+    ) -> "Reference":
+        """The same of captions too, for numbers that need no classes."""
         try:
             source = open_source(config)
             found = source.fingerprint

@@ -107,6 +107,10 @@ class OutsideEncoder:
         """What of a caption lies behind the last token."""
         return self._pieces.read(caption)[1] if caption.strip() else ""
 
+    def unknown(self, caption: str) -> tuple[str, ...]:
+        """None: its pieces of words make up any text."""
+        return ()
+
     def _numbers(self, captions: Sequence[str]) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
         """Numbers of tokens, padded with 0, and which are real: none of a caption of blanks."""
         numbers = torch.zeros(len(captions), self.tokens, dtype=torch.long)

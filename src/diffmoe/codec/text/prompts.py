@@ -32,6 +32,9 @@ class TextEncoder(Protocol):
     def cut(self, caption: str) -> str:
         """What of a caption is not read because it is too long; empty if all of it is."""
 
+    def unknown(self, caption: str) -> tuple[str, ...]:
+        """The words of a caption that no training caption had: all of them are the same to it."""
+
 
 def utf8(caption: str) -> bytes:
     """A caption as bytes, a question mark in the place of what is half a character."""
@@ -44,20 +47,27 @@ def read_prompts(
     """The tokens of captions, which are numbered from 0 and called `what` in messages.
 
     Of those that are too long the end is cut, with a warning that quotes it; with `too_long`
-    "refuse" they are a ConfigError. A warning names those that say nothing.
+    "refuse" they are a ConfigError. Warnings name those that say nothing, and words not known.
     """
     ends = [encoder.cut(caption) for caption in captions]
     long = [_too_long(what, number, end, encoder) for number, end in enumerate(ends) if end]
     if long and too_long == "refuse":
         raise ConfigError(
-            "; ".join(_some(long, what)), remedy="shorten it, or set --text.too-long cut"
+            "; ".join(_some(long, what)),
+            remedy="shorten it, or allow it: `diffmoe train RUN --text.too-long cut` notes that",
         )
     empty = [
         f"{what} {number} is empty: it is drawn without condition"
         for number, caption in enumerate(captions)
         if not caption.strip()
     ]
-    for message in (*_some([f"{one} is cut" for one in long], what), *_some(empty, what)):
+    cut = [f"{one} is cut" for one in long]
+    strange = [
+        f"{what} {number} has words that the model never met: {', '.join(words)}"
+        for number, words in enumerate(map(encoder.unknown, captions))
+        if words
+    ]
+    for message in (text for each in (cut, empty, strange) for text in _some(each, what)):
         _LOG.warning("%s", message)
     return encoder.encode(captions)
 

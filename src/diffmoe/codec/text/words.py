@@ -68,6 +68,11 @@ class Words:
                 return normal[found.start() :].rstrip()
         return ""
 
+    def unknown(self, caption: str) -> tuple[str, ...]:
+        """The words that have no row of their own, each once."""
+        found = _split(caption)[: self.tokens]
+        return tuple(dict.fromkeys(word for word in found if word not in self._rows))
+
 
 def _normal(caption: str) -> str:
     text = utf8(caption).decode()

@@ -80,9 +80,10 @@ def _plain(point: dict[str, Any]) -> dict[str, Any]:
 def _summary(run: LoadedRun, made: dict[str, Any], points: int) -> str:
     sampling = made["sampling"]
     steps = f"{sampling['steps']} steps" if made["evaluations"] else "steps of its own choice"
+    shown = "captions of the training" if run.config.model.reads_text else "classes"
     return (
         f"{describe(run)}, {run.step} steps of training. {points} settings of the compute dial drew"
-        f" the same {made['count']} images each (classes in turn, seeds {made['seeds'][0]} to"
+        f" the same {made['count']} images each ({shown} in turn, seeds {made['seeds'][0]} to"
         f" {made['seeds'][1]}): {steps} of {sampling['sampler']}, guidance"
         f" {sampling['guidance']:g}, selection {sampling['selection']}, batches of"
         f" {sampling['batch']}."

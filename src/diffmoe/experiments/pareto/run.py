@@ -131,7 +131,7 @@ def sweep(
 
 def _reference(config: RunConfig, run: LoadedRun) -> Reference:
     """The training data, which score nothing that is no picture."""
-    reference = Reference.of(config, run.trained_on.get("data"))
+    reference = Reference.at_hand(config, run.trained_on.get("data"))
     if config.model.reads_text:
         why = "the images are drawn from captions, which no class agrees with"
         return replace(reference, unscored=reference.unscored or why)
