@@ -86,18 +86,8 @@ def test_the_judge_is_right_on_ten_thousand_pictures() -> None:
         ("verdict.stands", lambda one, other, relation: one.x < other.x, "relation"),
         ("verdict.stands", lambda one, other, relation: True, "relation"),
         ("verdict._exceeded", lambda prompt, reading: "", "count"),
-        (
-            "verdict._alike",
-            lambda clause, reading: tuple(seen for seen in reading if seen.shape == clause.shape),
-            "colour",
-        ),
-        (
-            "verdict._alike",
-            lambda clause, reading: tuple(
-                seen for seen in reading if clause.colour in (None, seen.colour)
-            ),
-            "shape",
-        ),
+        ("verdict._miscoloured", lambda clause, chosen: None, "colour"),
+        ("verdict._shaped", lambda clause, reading: reading, "shape"),
     ],
 )
 def test_a_planted_fault_lets_wrong_prompts_pass(

@@ -37,8 +37,9 @@ CIRCLE_AND_RING = asked("two_object", Clause("circle"), Clause("ring"))
     ("prompt", "reading", "lenient", "strict", "reason"),
     [
         (RED_CIRCLE, [seen("circle")], True, True, "as asked for"),
-        (RED_CIRCLE, [], False, False, "found no red circles, one was asked for"),
-        (RED_CIRCLE, [seen("circle", "blue")], False, False, "found no red circles, one was"),
+        (RED_CIRCLE, [], False, False, "found no circles, one was asked for"),
+        (RED_CIRCLE, [seen("circle", "blue")], False, False, "found a blue circle, red was asked"),
+        (RED_CIRCLE, [seen("circle", "blue"), seen("circle")], False, False, "found a blue circle"),
         (RED_CIRCLE, [seen("circle"), seen("circle", "blue")], True, False, "found a blue circle,"),
         (RED_CIRCLE, [seen("circle"), seen("circle")], True, False, "found two things, one was"),
         (RED_CIRCLE, [seen("circle"), seen("ring")], True, False, "found a red ring, which was"),
@@ -85,11 +86,14 @@ def test_each_relation_is_one_direction(relation: str, x: float, y: float) -> No
         assert verdict.strict == (other == relation)
 
 
-def test_a_further_thing_may_stand_where_it_was_asked_for() -> None:
-    reading = (seen("ring"), seen("star", y=12), seen("star", y=2))
-    verdict = judge(STAR_ABOVE_RING, reading)
-    assert (verdict.lenient, verdict.strict) == (True, False)
-    assert verdict.reason == "found three things, two were asked for"
+def test_of_several_the_surest_decides() -> None:
+    """As GenEval has it: it looks at colour and place of the first `count` detections alone."""
+    high, low, ring = seen("star", y=2), seen("star", y=12), seen("ring")
+    first = judge(STAR_ABOVE_RING, (ring, high, low))
+    assert (first.lenient, first.strict) == (True, False)
+    assert first.reason == "found three things, two were asked for"
+    second = judge(STAR_ABOVE_RING, (ring, low, high))
+    assert (second.lenient, second.reason) == (False, "no star is above the ring")
 
 
 def test_the_lenient_rule_accepts_what_geneval_accepts() -> None:

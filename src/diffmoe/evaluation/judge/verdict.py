@@ -1,7 +1,7 @@
 """Whether a picture is true to its prompt, by GenEval's rule and by a strict one."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,9 +30,10 @@ class Verdict:
 def judge(prompt: Prompt, picture: Image | Reading) -> Verdict:
     """The verdict on a picture, or on what was read in it.
 
-    `lenient` is GenEval's rule: each clause of `include` finds its count of things, at least, with
-    its colour and position, and no clause of `exclude` finds its count. `strict` wants nothing
-    else in the picture besides: no further thing, and no patch whose shape is unknown.
+    `lenient` is GenEval's rule: each clause of `include` finds its count of things of its shape, of
+    which the surest have its colour and stand where it says, and no clause of `exclude` finds its
+    count. `strict` wants nothing else in the picture besides: no further thing, and no patch whose
+    shape is unknown.
     """
     reading = read_picture(picture) if isinstance(picture, np.ndarray) else picture
     missed = _missed(prompt, reading) or _exceeded(prompt, reading)
@@ -59,45 +60,52 @@ def stands(one: Seen, other: Seen, relation: str) -> bool:
 
 
 def _missed(prompt: Prompt, reading: Reading) -> str:
-    """The first clause of `include` that finds too few, in words; empty if there is none."""
+    """The first clause of `include` that is not met, in words; empty if all are."""
     taken: list[Reading] = []
     for clause in prompt.include:
-        alike = _alike(clause, reading)
-        if len(alike) < clause.count:
-            return f"found {_told(clause, len(alike))}, {_asked(clause)}"
-        found = _where(clause, alike, taken)
-        if len(found) < clause.count:
+        shaped = _shaped(clause, reading)
+        if len(shaped) < clause.count:
+            return f"found {_told(replace(clause, colour=None), len(shaped))}, {_asked(clause)}"
+        chosen = shaped[: clause.count]
+        other = _miscoloured(clause, chosen)
+        if other is not None:
+            return (
+                f"found {article(f'{other.colour} {other.shape}')}, {clause.colour} was asked for"
+            )
+        if not _stand(clause, chosen, taken):
             target = prompt.include[clause.target].shape
             return f"no {clause.shape} is {clause.relation} the {target}"
-        taken.append(found[: clause.count])
+        taken.append(chosen)
     return ""
 
 
-def _alike(clause: Clause, reading: Reading) -> Reading:
-    """The things of a clause's shape and colour, the surest first."""
-    return tuple(
-        seen
-        for seen in reading
-        if seen.shape == clause.shape and clause.colour in (None, seen.colour)
-    )
+def _shaped(clause: Clause, reading: Reading) -> Reading:
+    """The things of a clause's shape, the surest first."""
+    return tuple(seen for seen in reading if seen.shape == clause.shape)
 
 
-def _where(clause: Clause, alike: Reading, taken: list[Reading]) -> Reading:
-    """Those of them that stand as asked for to all things taken for the clause's target."""
+def _miscoloured(clause: Clause, chosen: Reading) -> Seen | None:
+    """The first that has not the colour asked for; None if all have."""
+    return next((one for one in chosen if clause.colour not in (None, one.colour)), None)
+
+
+def _stand(clause: Clause, chosen: Reading, taken: list[Reading]) -> bool:
+    """Whether all stand as asked for to all things taken for the clause's target."""
     relation = clause.relation
     if relation is None:
-        return alike
+        return True
     targets = taken[clause.target]
-    return tuple(one for one in alike if all(stands(one, other, relation) for other in targets))
+    return all(stands(one, other, relation) for one in chosen for other in targets)
 
 
 def _exceeded(prompt: Prompt, reading: Reading) -> str:
     """The first clause of `exclude` that finds its count, in words; empty if there is none."""
     for clause in prompt.exclude:
-        found = len(_alike(clause, reading))
+        found = len(_shaped(clause, reading))
         if found >= clause.count:
             most = clause.count - 1
-            return f"found {_told(clause, found)}, {_number(most)} {_were(most)} asked for"
+            told = _told(replace(clause, colour=None), found)
+            return f"found {told}, {_number(most)} {_were(most)} asked for"
     return ""
 
 
@@ -107,12 +115,16 @@ def _extra(prompt: Prompt, reading: Reading) -> str:
     if unknown:
         return f"found {article(unknown[0].colour)} patch of no known shape"
     asked = sum(clause.count for clause in prompt.include)
-    others = [seen for seen in reading if not any(_alike(c, (seen,)) for c in prompt.include)]
+    others = [seen for seen in reading if not any(_is_asked(c, seen) for c in prompt.include)]
     if others:
         return f"found {article(f'{others[0].colour} {others[0].shape}')}, which was not asked for"
     if len(reading) > asked:
         return f"found {_number(len(reading))} things, {_number(asked)} {_were(asked)} asked for"
     return ""
+
+
+def _is_asked(clause: Clause, seen: Seen) -> bool:
+    return seen.shape == clause.shape and clause.colour in (None, seen.colour)
 
 
 def _told(clause: Clause, count: int) -> str:
