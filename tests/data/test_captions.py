@@ -1,5 +1,6 @@
 """Captions of pictures: the same from every layout, in one order, and part of what a set is."""
 
+import json
 import logging
 import multiprocessing
 import pickle
@@ -36,7 +37,7 @@ from data.packing import png, tar_of, zip_of
 from diffmoe.config import RunConfig, WordEncoder, WordText
 from diffmoe.data import ImageSource, Pictures, open_pictures, open_source
 from diffmoe.data.pictures import Names
-from diffmoe.errors import ConfigError
+from diffmoe.errors import ConfigError, DataError
 
 
 def shown(pictures: Pictures) -> list[tuple[bytes, str]]:
@@ -327,3 +328,21 @@ def test_shards_and_tables_keep_labels_beside_captions(tmp_path: Path) -> None:
     assert found.labels.tolist() == [0, 1, 0, 1, 0] and found.captions[:] == ["n"] * 5
     labelled = opened(parquet(tmp_path / "set", rows(label=[3, 2, 1, 0, 0])))
     assert labelled.labels.tolist() == [3, 2, 1, 0, 0] and labelled.captions[:] == CAPTIONS
+
+
+def test_a_label_that_is_no_class_does_not_matter_beside_a_caption(tmp_path: Path) -> None:
+    """Captioned shards carry all kinds of notes; a model that reads text needs no class."""
+    members = json_samples("caption")
+    dogs = [(name, change(content, label="dog")) for name, content in members]
+    found = open_pictures(tar_of(tmp_path / "dogs.tar", dogs), labelled=False, captioned=True)
+    plain = open_pictures(tar_of(tmp_path / "plain.tar", members), labelled=False, captioned=True)
+    assert list(found.captions or ()) == list(plain.captions or ())
+    with pytest.raises(DataError, match="has the label 'dog', which is no integer"):
+        open_pictures(tmp_path / "dogs.tar")
+
+
+def change(content: bytes, **more: str) -> bytes:
+    """A member with more fields, if it is JSON."""
+    if not content.startswith(b"{"):
+        return content
+    return json.dumps(json.loads(content) | more).encode()

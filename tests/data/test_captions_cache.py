@@ -16,7 +16,7 @@ import torch
 
 from autoencoders import autoencoder, codec_config
 from children import fork, kill
-from data.captioned import CAPTIONS, TOLD, beside, pictures, record, written
+from data.captioned import CAPTIONS, FLAT, TOLD, beside, csv_of, pictures, record, written
 from data.posteriors import write_cache
 from diffmoe.codec import Autoencoder
 from diffmoe.config import FolderData, RunConfig, WordEncoder, WordText
@@ -254,6 +254,33 @@ def test_captions_lie_beside_latents(tmp_path: Path, make_config) -> None:
     model = replace(config.model, num_classes=0, text=words)
     source = open_source(replace(config, model=model, text=WordEncoder()))
     assert isinstance(source, LatentSource) and list(source.captions) == CAPTIONS
+
+
+def test_another_field_of_captions_beside_latents(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"caption": "no", "title": text}) + "\n" for text in CAPTIONS)
+    folder = latents(tmp_path / "titled", lines.encode())
+    asked = {"classes": 0, "flip": False, "captioned": True}
+    assert list(LatentSource(folder, **asked, caption_field="title").captions) == CAPTIONS
+    with pytest.raises(DataError, match="line 1 has no caption"):
+        LatentSource(folder, **asked, caption_field="mine")
+
+
+def test_prepare_takes_captions_from_another_field(make, network: str, tmp_path: Path) -> None:
+    table = csv_of(
+        [("file", "caption", "mine"), *((f"{key}.png", "no", text) for key, text in FLAT)]
+    )
+    folder = written(tmp_path / "fields", [("captions.csv", table), *pictures(FLAT)])
+    named = make("named", folder, caption_field="mine")
+    usual = make("usual", folder)
+    texts = [list(CacheSource(each.path, captioned=True).captions) for each in (named, usual)]
+    assert texts[0] != texts[1] and len(texts[0]) == len(texts[1])
+    config = run_on(named.path, network)
+    field = replace(config, data=replace(config.data, caption_field="mine"))
+    with pytest.raises(ConfigError, match="caption_field mine would change nothing: the cache"):
+        open_source(field)
+    assert list(open_source(config).captions) == texts[0]
+    with pytest.raises(DataError, match="caption"):
+        make("absent", folder, caption_field="nowhere")
 
 
 @pytest.mark.parametrize(

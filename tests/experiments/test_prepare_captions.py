@@ -378,7 +378,6 @@ def test_the_verb_encodes_and_says_what_is_next(
         (["--text-encoder", "x", "--side", "8"], "--side changes nothing: captions are encoded"),
         (["--text-encoder", "x", "--no-flip"], "--no-flip changes nothing: captions"),
         (["--text-tokens", "8"], "--text-tokens changes nothing: without --text-encoder images"),
-        (["--caption-field", "a"], "--caption-field changes nothing"),
     ],
 )
 def test_flags_that_would_change_nothing_are_refused(

@@ -40,7 +40,7 @@ class PrepareCommand(Checked):
         """Nothing is said of images where captions are encoded, nor the other way round."""
         said = self.text_encoder is not None
         images = ("autoencoder", "side", "dtype", "flip", "skip_damaged", "workers")
-        for name in images if said else ("text_tokens", "caption_field"):
+        for name in images if said else ("text_tokens",):
             if (value := getattr(self, name)) != getattr(PrepareCommand, name):
                 why = (
                     "captions are encoded" if said else "without --text-encoder images are encoded"

@@ -53,11 +53,10 @@ def sample(words: list[str]) -> None:
 def _classes(name: str, config: RunConfig, command: SampleCommand) -> "Asked":
     """Images of classes; ConfigError if prompts are given."""
     from diffmoe.experiments import Asked, class_numbers, request, trained_classes
+    from diffmoe.sampling import refuse_prompts
 
     if command.prompts or command.prompt_file is not None or command.geneval is not None:
-        raise ConfigError(
-            "the run reads no prompts: its condition is a class", remedy="give --labels instead"
-        )
+        refuse_prompts(config)
     asked, classes = class_numbers(name, command.labels), config.model.num_classes
     labels, seeds = request(
         asked,

@@ -43,6 +43,7 @@ def _images(data: str, command: PrepareCommand) -> tuple["PreparedCache", str]:
         flip=command.flip,
         shard=command.shard,
         skip_damaged=command.skip_damaged,
+        caption_field=command.caption_field,
         workers=command.workers,
         device=command.device,
         progress=not command.quiet,

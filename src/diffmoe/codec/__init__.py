@@ -26,6 +26,7 @@ from diffmoe.codec.text import (
     find_text_encoder,
     find_text_identity,
     open_text_encoder,
+    quoted,
     read_prompts,
     utf8,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "locate",
     "open_autoencoder",
     "open_text_encoder",
+    "quoted",
     "read_prompts",
     "to_uint8",
     "utf8",

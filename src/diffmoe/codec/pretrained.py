@@ -109,9 +109,17 @@ def _absence(place: str | Path, folder: Path, lacks: list[str], wanted: Wanted) 
         f"the {wanted.title} network {place} lacks {' and '.join(lacks)}",
         where=f"looked in the folder {' and in '.join(map(str, looked))} and for such a name in"
         f" {HF_HUB_CACHE}{aside}",
-        remedy=f"run `hf download {wanted.example}` ({wanted.licence}) where there is a network,"
-        " or name a folder that holds these files",
+        remedy=f"{_fetching(place, wanted)}, or name a folder that holds these files",
     )
+
+
+def _fetching(place: str | Path, wanted: Wanted) -> str:
+    """How to get a network where there is one: as it was asked for, or else an example."""
+    asked = str(place)
+    named = _HUB_NAME.fullmatch(asked) is not None and asked != wanted.example
+    also = f"; {wanted.example} has safetensors" if named else ""
+    name = asked if named else wanted.example
+    return f"run `hf download {name}` ({wanted.licence}{also}) where there is a network"
 
 
 def load_model(

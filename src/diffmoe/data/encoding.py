@@ -16,6 +16,7 @@ from diffmoe.codec import (
     build_text_encoder,
     find_autoencoder,
     find_text_identity,
+    quoted,
 )
 from diffmoe.config import (
     AutoencoderCodec,
@@ -32,7 +33,6 @@ from diffmoe.randomness import uniforms
 
 __all__ = ["Texts", "captions_of", "some_captions", "source_codec", "source_texts"]
 
-_QUOTED = 60  # characters of a caption in a sentence
 _KEPT = 1000  # captions drawn for a run to keep
 _LOG = logging.getLogger(__name__)
 
@@ -123,14 +123,10 @@ def _tell_long(encoder: TextEncoder, source: Source, config: RunConfig) -> None:
     caption, end = cut[0]
     told = f"{len(cut)} of {len(looked)} captions are longer than the {encoder.tokens} tokens that"
     verb = "would be" if refusing else "is"
-    told += f" the model reads; of {_quoted(caption)} the end {_quoted(end)} {verb} cut"
+    told += f" the model reads; of {quoted(caption)} the end {quoted(end)} {verb} cut"
     if refusing:
         raise DataError(told, remedy="shorten them, or set --text.too-long cut")
     _LOG.warning("%s", told)
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}...")
 
 
 def _cached(config: RunConfig, folder: Path, captions: Sequence[str]) -> Texts:

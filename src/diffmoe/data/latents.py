@@ -32,13 +32,21 @@ class LatentSource:
 
     captions: Names | None = None
 
-    def __init__(self, folder: Path, *, classes: int, flip: bool, captioned: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        classes: int,
+        flip: bool,
+        captioned: bool = False,
+        caption_field: str | None = None,
+    ) -> None:
         self._path = folder / LATENTS
         self._check_shape(flip)
         self._size = self._path.stat().st_size
         self.shape = self._array.shape[-3:]
         if captioned:
-            self.captions = _captions(folder, len(self._array))
+            self.captions = _captions(folder, len(self._array), caption_field)
             self.labels, self.class_names = unlabelled(len(self._array))
             return
         self.labels = _labels(folder / LABELS, len(self._array))
@@ -156,13 +164,18 @@ def _labels(path: Path, count: int) -> Int[Tensor, " N"]:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _captions(folder: Path, count: int) -> Names:
-    """The captions beside latents; raises DataError if they are not there, or not as many."""
-    for name in CAPTIONS:
+def _captions(folder: Path, count: int, field: str | None) -> Names:
+    """The captions beside latents; raises DataError if they are not there, or not as many.
+
+    A `field` that is asked for is one of JSON lines.
+    """
+    for name in CAPTIONS if field is None else CAPTIONS[:1]:
         path = folder / name
         if path.is_file():
             with path.open("rb") as file:
-                return listed_captions(str(path), file, count, "store one line for each latent")
+                return listed_captions(
+                    str(path), file, count, "store one line for each latent", field
+                )
     raise DataError(
         f"there are {count} latents but no captions",
         where=str(folder),

@@ -77,7 +77,11 @@ def _open(config: RunConfig) -> Source:
     refuse_unfinished(folder)
     if _is_named(folder / LATENTS):
         return LatentSource(
-            folder, classes=config.model.num_classes, flip=config.data.flip, captioned=reads
+            folder,
+            classes=config.model.num_classes,
+            flip=config.data.flip,
+            captioned=reads,
+            caption_field=config.data.caption_field,
         )
     field = config.data.caption_field
     pictures = open_pictures(folder, captioned=reads, caption_field=field, subject="data.path")

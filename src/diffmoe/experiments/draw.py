@@ -28,6 +28,7 @@ from diffmoe.sampling import (
     decode,
     encode_prompts,
     refuse_capture,
+    refuse_prompts,
     refuse_strict,
     stamp,
 )
@@ -231,10 +232,8 @@ def _tell_another_codec(run: LoadedRun, codec: Codec) -> None:
 
 def _refuse_prompts(config: RunConfig, prompts: Sequence[str]) -> None:
     """Raise ConfigError for prompts that the model cannot read, or for want of them."""
-    if prompts and not config.model.reads_text:
-        raise ConfigError(
-            "the run reads no prompts: its condition is a class", remedy="ask for --labels instead"
-        )
+    if prompts:
+        refuse_prompts(config)
     if config.model.reads_text and not prompts:
         raise ConfigError("the run draws from prompts, and none is given", remedy="give --prompts")
 

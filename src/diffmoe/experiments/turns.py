@@ -6,8 +6,8 @@ from pathlib import Path
 from diffmoe.checkpoint import RunFolder
 from diffmoe.config import RunConfig, ScenesData
 from diffmoe.data import Prompt, make_prompts
-from diffmoe.errors import ConfigError
 from diffmoe.experiments.requests import trained_classes
+from diffmoe.sampling import kept_captions
 
 __all__ = ["Turns"]
 
@@ -36,13 +36,7 @@ class Turns:
         each = _MOST if images is None else images // _DRAWS
         if isinstance(config.data, ScenesData):
             return cls.of_scenes(max(1, min(_MOST_OF_TASK, each // _TASKS)), "validation")
-        kept = RunFolder(Path(path)).captions[: max(_LEAST, min(_MOST, each))]
-        if not kept:
-            raise ConfigError(
-                "the run keeps no captions of its training",
-                where=str(Path(path) / "captions.txt"),
-                remedy="restore the file, or write captions into it, one a line",
-            )
+        kept = kept_captions(RunFolder(Path(path)))[: max(_LEAST, min(_MOST, each))]
         return cls(len(kept), kept)
 
     @classmethod

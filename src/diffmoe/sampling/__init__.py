@@ -23,7 +23,13 @@ from diffmoe.sampling.output import (
     to_picture,
 )
 from diffmoe.sampling.policy import decisive_settings, sampling_plan
-from diffmoe.sampling.prompts import encode_prompts, run_encoder, usual_conditions
+from diffmoe.sampling.prompts import (
+    encode_prompts,
+    kept_captions,
+    refuse_prompts,
+    run_encoder,
+    usual_conditions,
+)
 from diffmoe.sampling.requests import balanced_labels, check_request, random_labels
 from diffmoe.sampling.solvers import Evaluation, Solver, build_solver, evaluations
 from diffmoe.sampling.stamp import MACHINE, Origin, stamp
@@ -62,10 +68,12 @@ __all__ = [
     "guided",
     "is_as_recorded",
     "is_strict",
+    "kept_captions",
     "output_of",
     "random_labels",
     "refuse_capture",
     "refuse_place",
+    "refuse_prompts",
     "refuse_strict",
     "refuse_unmovable",
     "refuse_unwritable",

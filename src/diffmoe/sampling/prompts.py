@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import torch
 
-from diffmoe.checkpoint import LoadedRun
+from diffmoe.checkpoint import LoadedRun, RunFolder
 from diffmoe.codec import TextEncoder, build_text_encoder, read_prompts
-from diffmoe.config import SamplingConfig
+from diffmoe.config import RunConfig, SamplingConfig
 from diffmoe.errors import ConfigError
 from diffmoe.sampling.conditions import Conditions, PromptConditions
 from diffmoe.sampling.stamp import Origin
 
-__all__ = ["encode_prompts", "run_encoder", "usual_conditions"]
+__all__ = ["encode_prompts", "kept_captions", "refuse_prompts", "run_encoder", "usual_conditions"]
 
 
 def encode_prompts(
@@ -33,12 +33,8 @@ def run_encoder(run: Origin, device: torch.device | str = "cpu") -> TextEncoder:
     """The text encoder of a run; ConfigError if it is not at hand or another than it was."""
     reads, where = run.config.model.text, str(run.folder.path)
     found = build_text_encoder(run.config.text, reads, device, run.folder.words)
-    if found is None:
-        raise ConfigError(
-            "the run reads no prompts: its condition is a class",
-            where=where,
-            remedy="ask for --labels instead",
-        )
+    refuse_prompts(run.config)
+    assert found is not None  # or it would have no prompts
     trained = run.trained_on.get("text", found.identity)
     if trained != found.identity:
         path = getattr(run.config.text, "path", None)
@@ -59,12 +55,25 @@ def usual_conditions(run: LoadedRun, settings: SamplingConfig) -> Conditions | N
     """
     if not run.config.model.reads_text:
         return None
-    captions = run.folder.captions
-    if not captions:
-        raise ConfigError(
-            "the run keeps no captions of its training",
-            where=str(run.folder.path / "captions.txt"),
-            remedy="restore the file, or write captions into it, one a line",
-        )
+    captions = kept_captions(run.folder)
     told = replace(run, config=replace(run.config, sampling=settings))
     return encode_prompts(told, captions, run.model.positions.device)
+
+
+def kept_captions(folder: RunFolder) -> tuple[str, ...]:
+    """The captions that a run keeps of its training; ConfigError if there are none."""
+    if captions := folder.captions:
+        return captions
+    raise ConfigError(
+        "the run keeps no captions of its training, which are drawn where no prompts are given",
+        where=str(folder.path / "captions.txt"),
+        remedy="restore the file, or write captions into it, one a line",
+    )
+
+
+def refuse_prompts(config: RunConfig) -> None:
+    """Raise ConfigError for a run of classes, which reads no prompts."""
+    if not config.model.reads_text:
+        raise ConfigError(
+            "the run reads no prompts: its condition is a class", remedy="give --labels instead"
+        )

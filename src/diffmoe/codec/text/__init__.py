@@ -7,7 +7,7 @@ from diffmoe.codec.text.build import (
     open_text_encoder,
 )
 from diffmoe.codec.text.outside import OutsideEncoder
-from diffmoe.codec.text.prompts import TextEncoder, read_prompts, utf8
+from diffmoe.codec.text.prompts import TextEncoder, quoted, read_prompts, utf8
 from diffmoe.codec.text.words import Words
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "find_text_encoder",
     "find_text_identity",
     "open_text_encoder",
+    "quoted",
     "read_prompts",
     "utf8",
 ]

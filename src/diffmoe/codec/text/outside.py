@@ -166,6 +166,6 @@ def load_outside(
         raise ConfigError(
             f"model.text.tokens {tokens} is more than the {most} that this {wanted.title} reads",
             where=str(folder.absolute()),
-            remedy=f"set --model.text.tokens {most}",
+            remedy=f"set --model.text.tokens (of prepare --text-tokens) {most}",
         )
     return OutsideEncoder(kind, folder, model, pieces, tokens)

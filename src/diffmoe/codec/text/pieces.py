@@ -112,5 +112,5 @@ def _refuse_few(tokens: int, special: int) -> None:
     if tokens <= special:
         raise ConfigError(
             f"model.text.tokens {tokens} leaves no room for words: {special} are special ones",
-            remedy=f"set --model.text.tokens {special + 1} or more",
+            remedy=f"set --model.text.tokens (of prepare --text-tokens) {special + 1} or more",
         )

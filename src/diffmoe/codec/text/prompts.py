@@ -8,10 +8,11 @@ from diffmoe.captions import Captions
 from diffmoe.config import TooLong
 from diffmoe.errors import ConfigError
 
-__all__ = ["TextEncoder", "read_prompts", "utf8"]
+__all__ = ["TextEncoder", "quoted", "read_prompts", "utf8"]
 
 _LOG = logging.getLogger(__name__)
 _TOLD, _QUOTED = 3, 60  # captions that are quoted, and characters of each
+_BLOCK = 256  # captions encoded before their vectors go to the host: 250 MiB of the largest
 
 
 @runtime_checkable
@@ -36,6 +37,11 @@ class TextEncoder(Protocol):
         """The words of a caption that no training caption had: all of them are the same to it."""
 
 
+def quoted(caption: str) -> str:
+    """A caption in quotes for a sentence, a long one cut."""
+    return repr(caption if len(caption) <= _QUOTED else f"{caption[: _QUOTED - 3]}...")
+
+
 def utf8(caption: str) -> bytes:
     """A caption as bytes, a question mark in the place of what is half a character."""
     return caption.encode("utf-8", "replace")
@@ -44,7 +50,7 @@ def utf8(caption: str) -> bytes:
 def read_prompts(
     encoder: TextEncoder, captions: Sequence[str], too_long: TooLong, what: str = "caption"
 ) -> Captions:
-    """The tokens of captions, which are numbered from 0 and called `what` in messages.
+    """The tokens of captions on the host; they count from 0 and are called `what` in messages.
 
     Of those that are too long the end is cut, with a warning that quotes it; with `too_long`
     "refuse" they are a ConfigError. Warnings name those that say nothing, and words not known.
@@ -69,14 +75,14 @@ def read_prompts(
     ]
     for message in (text for each in (cut, empty, strange) for text in _some(each, what)):
         _LOG.warning("%s", message)
-    return encoder.encode(captions)
+    parts = [captions[at : at + _BLOCK] for at in range(0, len(captions), _BLOCK)]
+    return Captions.joined([encoder.encode(part).to("cpu") for part in parts])
 
 
 def _too_long(what: str, number: int, end: str, encoder: TextEncoder) -> str:
-    quoted = end if len(end) <= _QUOTED else f"{end[: _QUOTED - 3]}..."
     return (
         f"{what} {number} is longer than the {encoder.tokens} tokens that the model reads:"
-        f" {quoted!r}"
+        f" {quoted(end)}"
     )
 
 

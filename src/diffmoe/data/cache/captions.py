@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from diffmoe.captions import Captions
-from diffmoe.codec import utf8
+from diffmoe.codec import quoted, utf8
 from diffmoe.config import FeatureText
 from diffmoe.data.cache.caption_record import (
     CAPTIONS,
@@ -28,7 +28,6 @@ from diffmoe.errors import ConfigError, DataError
 
 __all__ = ["CaptionCache", "caption_hashes", "open_caption_cache"]
 
-_QUOTED = 60  # characters of a caption in a sentence
 _AT_ONCE = 4096  # captions that are looked for together
 
 
@@ -66,7 +65,7 @@ class CaptionCache:
         number = self.missing(captions)
         if number is not None:
             raise ConfigError(
-                f"caption {number} is not in the captions' cache: {_quoted(captions[number])}",
+                f"caption {number} is not in the captions' cache: {quoted(captions[number])}",
                 where=str(self.folder),
                 remedy="set --text.cache to one that `diffmoe prepare` made of these captions, or"
                 " leave it out to encode them while training",
@@ -106,7 +105,7 @@ class CaptionCache:
         """The bits of the vectors of a caption, (n, W)."""
         if place < 0:
             raise DataError(
-                f"the caption {_quoted(caption)} is not in the captions' cache",
+                f"the caption {quoted(caption)} is not in the captions' cache",
                 where=str(self.folder),
                 remedy="prepare a cache of the captions that are trained on",
             )
@@ -118,7 +117,7 @@ class CaptionCache:
         except OSError as error:
             raise self._damage(shard, error.strerror or str(error)) from error
         if zlib.crc32(content) != self._sums[place]:
-            raise self._damage(shard, f"the vectors of {_quoted(caption)} have another checksum")
+            raise self._damage(shard, f"the vectors of {quoted(caption)} have another checksum")
         return np.frombuffer(content, "<i2").reshape(length, self.width)
 
     def _table(self, shard: CaptionShard) -> CaptionTable:
@@ -153,10 +152,6 @@ class CaptionCache:
             where=str(self.folder / shard.file),
             remedy=ENCODE_AGAIN,
         )
-
-
-def _quoted(caption: str) -> str:
-    return repr(caption if len(caption) <= _QUOTED else f"{caption[: _QUOTED - 3]}...")
 
 
 def _words(hashes: np.ndarray) -> np.ndarray:

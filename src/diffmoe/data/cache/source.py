@@ -98,6 +98,13 @@ def _refuse_other_condition(record: CacheRecord, folder: Path, config: RunConfig
             where=str(folder),
             remedy="add captions to its images and run `diffmoe prepare` again into another folder",
         )
+    field = getattr(config.data, "caption_field", None)
+    if field is not None:
+        raise ConfigError(
+            f"data.caption_field {field} would change nothing: the cache holds captions already",
+            where=str(folder),
+            remedy="leave it out, or run `diffmoe prepare --caption-field` into another folder",
+        )
     if not config.model.reads_text and not record.class_names:
         raise ConfigError(
             "the cache holds captions and no classes, which the model is told",

@@ -116,17 +116,25 @@ def _samples(
         _Sample(
             key,
             pictures[key],
-            _label(path, key, notes.get(key), labelled),
+            _label(path, key, notes.get(key), labelled, lenient=fields is not None),
             None if fields is None else sample_caption(path, key, texts[key], fields),
         )
         for key in sorted(pictures)
     ]
 
 
-def _label(path: Path, key: str, note: Member | None, labelled: bool) -> int | None:
-    """The label of a sample; None if it has none and needs none."""
+def _label(path: Path, key: str, note: Member | None, labelled: bool, lenient: bool) -> int | None:
+    """The label of a sample; None if it has none and needs none.
+
+    Nor has it one that is no class, if that is `lenient`: its caption is what counts.
+    """
     if note is None:
         found = None
+    elif lenient and not labelled:
+        try:
+            found = _number(path, key, note) if note.size <= _MOST_BYTES else None
+        except DataError:
+            return None
     elif note.size > _MOST_BYTES:
         raise _damage(path, key, f"has a label of {note.size:,} bytes")
     else:

@@ -152,8 +152,9 @@ def _versions() -> dict[str, str]:
 
 
 def _judge_digest() -> str:
-    """A hash of the judge's rules, which are its source."""
-    files = sorted(Path(inspect.getfile(judge_pictures)).parent.glob("*.py"))
+    """A hash of the judge's rules, which are its source and that of what scenes hold."""
+    rooms = (Path(inspect.getfile(of)).parent for of in (judge_pictures, make_prompts))
+    files = sorted(file for room in rooms for file in room.glob("*.py"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

@@ -76,6 +76,7 @@ def prepare(
     shard: int = 1024,
     flip: bool = True,
     skip_damaged: bool = False,
+    caption_field: str | None = None,
     workers: int = 0,
     device: str = "auto",
     progress: bool = True,
@@ -99,6 +100,7 @@ def prepare(
         shard_images=shard,
         skip_damaged=skip_damaged,
         device=device,
+        caption_field=caption_field,
     )
     made, seconds, verified = _done(work, workers, progress and is_first_process())
     return PreparedCache(work.out, read_record(work.out), made, seconds, verified)

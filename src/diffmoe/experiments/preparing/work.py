@@ -62,12 +62,14 @@ class Work:
         shard_images: int,
         skip_damaged: bool,
         device: str,
+        caption_field: str | None = None,
     ) -> "Work":
         """The work, once everything is there that it needs, and nothing that it would destroy."""
         _refuse_numbers(side, shard_images, dtype)
         refuse_cache_place(data, out, CACHE, read_record)
         place = resolve_device(device)
-        pictures = open_pictures(data, captioned=None)
+        wanted = None if caption_field is None else True  # else captions if all images have one
+        pictures = open_pictures(data, captioned=wanted, caption_field=caption_field)
         source = ImageSource(pictures, channels=_COLOURS, side=side)
         encoder = open_autoencoder(autoencoder, place, flag="autoencoder")
         _refuse_side(side, encoder.config.factor)
