@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from diffmoe.captions import Captions
 from diffmoe.checkpoint import RunFolder, newest_checkpoint
-from diffmoe.config import FeatureText, RunConfig, ScenesData, T5Encoder
+from diffmoe.config import FeatureText, FolderData, RunConfig, ScenesData, T5Encoder
 from diffmoe.data import Batch, ScenesSource, open_source, source_texts, stream
 from diffmoe.errors import ConfigError, DataError
 from diffmoe.training import train
@@ -77,8 +78,7 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_a_run_goes_on_with_its_own_words(tmp_path: Path) -> None:
-    """New data may have words that the table does not know: its rows stay what they are."""
+def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     config, path = text_run(), tmp_path / "run"
     words = train(changed(config, {"loop.steps": 2}), path, progress=False).words
     path.joinpath("words.txt").write_text("\n".join([*words[1:], words[0]]) + "\n")
@@ -151,3 +151,21 @@ def test_a_run_of_classes_trains_on_scenes_by_their_tasks(tmp_path: Path) -> Non
     )
     folder = train(classes, tmp_path / "run", progress=False)
     assert folder.class_names[0] == "single_object" and not folder.words
+
+
+def test_a_run_goes_on_with_its_own_words(tmp_path: Path) -> None:
+    """Captions that are accepted may have words that the table lacks: its rows stay as they are."""
+    data, path = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for number in range(8):
+        Image.new("RGB", (32, 32), (30 * number, 0, 0)).save(data / f"{number}.png")
+        (data / f"{number}.txt").write_text("a red square")
+    config = text_run(data=FolderData(path=data, flip=False))
+    words = train(changed(config, {"loop.steps": 2}), path, progress=False).words
+    assert set(words) == {"a", "red", "square"}
+    for number in range(8):
+        (data / f"{number}.txt").write_text("a zebra zebra zebra")
+    with pytest.raises(ConfigError, match="the data of this run changed"):
+        train(config, path, progress=False)
+    folder = train(config, path, progress=False, accept_new_data=True)
+    assert folder.words == words and folder.captions == ("a zebra zebra zebra",)
