@@ -27,14 +27,16 @@ MARKS = {
         "model",
         """input_size patch_size channels out_channels width depth heads mlp_ratio num_classes
         moe_period pool_images router.kind router.num_experts router.top_k router.balance_weight
-        router.capacity router.predictor_weight router.threshold_decay""",
+        router.capacity router.predictor_weight router.threshold_decay text.kind text.tokens
+        text.words text.width text.layers text.heads""",
     )
     | named(
         "objective",
         """kind time_sampling logit_mean logit_std time_scale convention timesteps beta_start
         beta_end variational_weight""",
     )
-    | named("data", "kind flip")
+    | named("data", "kind flip caption_field count seed")
+    | named("text", "kind")
     | named("codec", "kind factor scale shift")
     | named(
         "training",
@@ -47,9 +49,10 @@ MARKS = {
         spike_sigma""",
     )
     | named("data", "on_bad_sample max_bad_share")
+    | named("text", "too_long")
     | named(
         "sampling",
-        """sampler steps guidance guidance_start guidance_end guidance_pool guided_channels
+        """sampler steps guidance guidance_start guidance_end guidance_pool negative guided_channels
         selection policy gamma capacity capacity_level batch pool_images max_capacity shared_step
         rtol atol eta weights precision""",
     ),
@@ -58,7 +61,7 @@ MARKS = {
         """device micro_batch workers activation_checkpointing compile background_saves shard_degree
         expert_degree timeout""",
     )
-    | {"data.path", "codec.path"},
+    | {"data.path", "codec.path", "text.path", "text.cache"},
 }
 
 

@@ -278,7 +278,11 @@ def test_a_file_of_something_else_is_not_told_at_length() -> None:
     assert "4980 more unknown keys" in found
 
 
-@pytest.mark.parametrize("place", list(places(to_dict(run_config())["model"], ("model",))))
+# What older configs do not have: without it the condition is a class.
+DEFINING = {name: value for name, value in to_dict(run_config())["model"].items() if name != "text"}
+
+
+@pytest.mark.parametrize("place", list(places(DEFINING, ("model",))))
 def test_what_defines_a_model_has_no_default(place: Place) -> None:
     content = to_dict(run_config())
     del group_of(content, place)[place[-1]]

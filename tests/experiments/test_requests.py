@@ -174,7 +174,7 @@ def test_reports_and_sweeps_draw_trained_classes(
 ) -> None:
     asked: list[list[int]] = []
 
-    def prepared(_: Any, labels: list[int], *__: Any) -> None:
+    def prepared(_: Any, labels: list[int], *__: Any, **___: Any) -> None:
         asked.append(list(labels))
         raise InterruptedError
 

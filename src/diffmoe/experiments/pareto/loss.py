@@ -21,6 +21,7 @@ from diffmoe.sampling import sampling_plan, some_of
 
 __all__ = ["DenoisingLoss", "denoising_loss"]
 
+_MOST_IMAGES = 512
 _ENCODED = 32  # images that are read and encoded at a time
 _SEED, _STREAM = 0, "denoising loss"
 
@@ -35,13 +36,13 @@ class DenoisingLoss:
     draws: Draws
 
     @classmethod
-    def of(cls, run: LoadedRun, source: Source, most: int = 512) -> "DenoisingLoss":
-        """Up to `most` images evenly spread over the source, each at a noise level of its own.
+    def of(cls, run: LoadedRun, source: Source, most: int | None = None) -> "DenoisingLoss":
+        """Up to `most` images, or 512, evenly spread over the source, each at its own noise level.
 
         The levels divide the training times into as many equal parts as there are images, in
         mixed order: every batch has all levels.
         """
-        count = min(most, len(source))
+        count = min(most or _MOST_IMAGES, len(source))
         chosen = [image * len(source) // count for image in range(count)]
         x = torch.cat(list(_seen(run, source, chosen)))
         parts = torch.from_numpy(permutation(_SEED, f"{_STREAM}/parts", count))
