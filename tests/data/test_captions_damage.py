@@ -51,7 +51,7 @@ TABLES: dict[str, tuple[str, bytes, str]] = {
     "missing images": (
         "metadata.csv",
         HEAD + b'a.png,"two\nlines"\nlost.png,x\nb.png,y\nalso/lost.png,z\n',
-        r"line 4 lists lost.png, which is not there; 2 files of this table are missing",
+        r"line 4 lists lost.png, which is not there; in all 2 of this table",
     ),
     "a missing image of two lines": (
         "captions.csv",

@@ -89,7 +89,7 @@ def test_a_cache_gives_what_the_encoder_gives(make, network: str) -> None:
         assert torch.equal(read.tokens, live.tokens) and torch.equal(read.mask, live.mask)
     assert found.record.cut == 1
     assert f"{TOTAL} captions, each once" in found.lines()[0]
-    assert found.lines()[-1] == "cut, as they are longer than 6 tokens: 1 captions"
+    assert found.lines()[-1] == "cut, as they have more than 6 tokens: 1 of them"
 
 
 def test_every_kind_of_file_and_order_gives_the_same_bytes(make, tmp_path: Path) -> None:

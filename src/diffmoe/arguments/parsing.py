@@ -32,6 +32,8 @@ _CHOICE = re.compile(r"invalid choice '(.*?)' for argument '(\S+)'\. Expected on
 _INSTEAD = {
     "digits": "digits are built in: for images of your own start from a preset whose data are a"
     " folder, such as diffmoe-s-e16-flow; in pixels: see the guide, Train on your own images",
+    "scenes": "scenes are drawn: for captioned images of your own start from a preset whose data"
+    " are a folder, such as diffmoe-e16-t2i-flow; in pixels: see the guide, Images with captions",
 }
 
 

@@ -117,9 +117,9 @@ def _fetching(place: str | Path, wanted: Wanted) -> str:
     """How to get a network where there is one: as it was asked for, or else an example."""
     asked = str(place)
     named = _HUB_NAME.fullmatch(asked) is not None and asked != wanted.example
-    also = f"; {wanted.example} has safetensors" if named else ""
     name = asked if named else wanted.example
-    return f"run `hf download {name}` ({wanted.licence}{also}) where there is a network"
+    only = f", if it has safetensors, as {wanted.example} does" if named else ""
+    return f"run `hf download {name}` ({wanted.licence}) where there is a network{only}"
 
 
 def load_model(

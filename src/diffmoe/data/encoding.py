@@ -22,6 +22,7 @@ from diffmoe.config import (
     AutoencoderCodec,
     ClipEncoder,
     FeatureText,
+    FolderData,
     RunConfig,
     T5Encoder,
     WordText,
@@ -101,6 +102,11 @@ def source_texts(
     if not config.model.reads_text:
         return None
     captions = captions_of(source)
+    if isinstance(config.data, FolderData) and config.data.flip:
+        _LOG.warning(
+            "images are mirrored at random: what a caption calls left is right in half of them;"
+            " set --data.no-flip"
+        )
     if isinstance(reads, WordText) and not words:
         words = Words.of(captions, reads.words, reads.tokens).words
     cache = getattr(config.text, "cache", None)
@@ -143,7 +149,8 @@ def _cached(config: RunConfig, folder: Path, captions: Sequence[str]) -> Texts:
         )
     own = find_text_identity(config.text, reads)
     if own is None:
-        _LOG.info("text.path is not at hand: the run notes the encoder of %s", folder)
+        path = config.text.path
+        _LOG.info("text.path %s is not at hand: the run notes the encoder of %s", path, folder)
     elif own != cache.identity:
         raise ConfigError(
             f"the captions' cache is of another encoder: {cache.identity} there, {own} here",

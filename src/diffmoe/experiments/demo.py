@@ -1,5 +1,6 @@
 """The whole story in minutes: train on real digits, or on scenes, sample, score, report."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from diffmoe.presets import preset
 from diffmoe.training import train
 
 __all__ = ["demo"]
+
+_LOG = logging.getLogger(__name__)
 
 _DIGITS, _SCENES = 1000, 240  # samples
 
@@ -33,8 +36,11 @@ def demo(
     if text:
         refuse_unread()
     config = preset("scenes-diffmoe" if text else "digits-diffmoe")
+    usual = config.loop.steps
     if steps is None:
-        steps = max(config.loop.steps, claimed_step(RunFolder(Path(path)).checkpoints) or 0)
+        steps = max(usual, claimed_step(RunFolder(Path(path)).checkpoints) or 0)
     config = replace(config, loop=replace(config.loop, steps=steps))
+    if steps < usual:
+        _LOG.warning("%d of the usual %d steps: expect noise rather than pictures", steps, usual)
     train(config, path, progress=progress)
     return report(path, count=count, command=command, device="cpu", progress=progress)

@@ -3,24 +3,18 @@
 from dataclasses import replace
 
 from diffmoe.config import (
-    Dense,
     ExpertChoice,
     FeatureText,
     FlowConfig,
     FolderData,
-    LoopConfig,
-    MachineConfig,
-    ModelConfig,
-    PixelCodec,
     RunConfig,
-    SamplingConfig,
     ScenesData,
     T5Encoder,
-    TrainingConfig,
     WordEncoder,
     WordText,
 )
 from diffmoe.presets.build import imagenet, pooled, routed
+from diffmoe.presets.digits import digits_dense
 
 __all__ = ["SCENES", "TEXT_TO_IMAGE"]
 
@@ -46,39 +40,36 @@ def diffmoe_e16_t2i_flow() -> RunConfig:
 
 def scenes_dense() -> RunConfig:
     """A dense DiT from captions, on drawn scenes of 32 x 32: the yardstick of `scenes-diffmoe`."""
-    return RunConfig(
-        model=ModelConfig(
+    base = digits_dense()
+    steps = 6000
+    return replace(
+        base,
+        model=replace(
+            base.model,
             input_size=32,
             patch_size=4,
             channels=3,
             out_channels=3,
             width=128,
             depth=6,
-            heads=4,
-            mlp_ratio=4,
             num_classes=0,
-            router=Dense(),
-            moe_period=2,
-            pool_images=1,
             text=WordText(tokens=20, words=64, width=96, layers=2, heads=4),
         ),
         # Where things are is settled in much noise, so times are drawn from there most of all.
         objective=FlowConfig(time_scale=1000.0, time_sampling="logit_normal", logit_mean=0.8),
         data=ScenesData(),
-        codec=PixelCodec(),
         text=WordEncoder(),
-        training=TrainingConfig(
+        training=replace(
+            base.training,
             global_batch=32,
             learning_rate=2e-3,
             betas=(0.9, 0.99),
             warmup_steps=100,
-            decay_steps=6000,
-            clip_norm=1.0,
+            decay_steps=steps,
             ema_decay=0.998,
         ),
-        loop=LoopConfig(steps=6000, log_every=100, checkpoint_every=500, keep_checkpoints=2),
-        sampling=SamplingConfig(sampler="euler", steps=30, guidance=3.0),
-        machine=MachineConfig(device="cpu"),
+        loop=replace(base.loop, steps=steps, log_every=100),
+        sampling=replace(base.sampling, steps=30, guidance=3.0),
     )
 
 

@@ -16,7 +16,7 @@ from diffmoe.config import (
 )
 from diffmoe.presets.build import PAPER_POOL, pooled, routed
 
-__all__ = ["DIGITS"]
+__all__ = ["DIGITS", "digits_dense"]
 
 
 def digits_dense() -> RunConfig:

@@ -210,8 +210,8 @@ def _refuse_missing(where: str, missing: list[Row]) -> None:
     what = "is not there" if is_picture(first.file) else "is no image by its name"
     refuse(
         where,
-        f"line {first.line} lists {printable(first.file)}, which {what}; {len(missing)} files of"
-        " this table are missing",
+        f"line {first.line} lists {printable(first.file)}, which {what}; in all"
+        f" {len(missing)} of this table",
         "add them or remove their lines",
     )
 

@@ -82,10 +82,23 @@ def choose(name: NetworkName | None, config: RunConfig | None, given: bool) -> N
     if name is not None:
         return name
     if config is not None and config.model.reads_text:
-        return "judge" if isinstance(config.data, ScenesData) and not given else "inception"
+        if isinstance(config.data, ScenesData) and not given:
+            return "judge"
+        _refuse_small_captions(config, given)
+        return "inception"
     is_small = config is not None and config.image_size in _SMALL_SIDES
     own_pixels = config is not None and isinstance(config.codec, PixelCodec) and not given
     return "small" if is_small and own_pixels else "inception"
+
+
+def _refuse_small_captions(config: RunConfig, given: bool) -> None:
+    """Raise ConfigError for small images of one's own, which nothing at hand scores by itself."""
+    if config.image_size in _SMALL_SIDES and isinstance(config.codec, PixelCodec) and not given:
+        raise ConfigError(
+            "the run draws small images from captions, and nothing scores these by itself",
+            remedy="name --network inception or dinov2, whose weights you have, or draw a folder"
+            " with `diffmoe sample` and compare that: --network clip, or judge for scenes",
+        )
 
 
 def reference_of(

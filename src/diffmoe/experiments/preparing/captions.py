@@ -37,8 +37,8 @@ class PreparedCaptions:
         found = [f"{record.count:,} captions, each once, {size}: {self.path}", self._share()]
         if record.cut:
             found.append(
-                f"cut, as they are longer than {record.encoder.tokens} tokens:"
-                f" {record.cut:,} captions"
+                f"cut, as they have more than {record.encoder.tokens} tokens: {record.cut:,}"
+                f" of them"
             )
         return found
 
