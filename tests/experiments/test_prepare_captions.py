@@ -366,6 +366,7 @@ def test_the_verb_encodes_and_says_what_is_next(
         assert main(words) == ExitCode.DONE
     told = capsys.readouterr().out
     assert "51 captions, each once" in told and "51 of them encoded here" in told
+    assert "train diffmoe-e16-t2i-flow --data.path IMAGES --text.path" in told
     assert f"--text.path {network} --text.cache {tmp_path / 'cache'}" in told
     assert "--model.text.tokens 6 --model.text.width 16" in told
     assert main(words) == ExitCode.DONE

@@ -125,6 +125,17 @@ def test_captions_are_needed_and_not_too_long(
         )
 
 
+def test_captions_that_say_nothing_at_all_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+        tmp_path.joinpath(f"{name}.txt").write_text(" \n")
+    config = text_run(data=FolderData(path=tmp_path, flip=False))
+    with pytest.raises(DataError, match=r"all 2 captions are empty"):
+        source_texts(config, open_source(config), "cpu")
+    tmp_path.joinpath("b.txt").write_text("a cat")
+    assert source_texts(config, open_source(config), "cpu") is not None
+
+
 def test_classes_and_captions_are_not_mixed_up() -> None:
     with pytest.raises(ConfigError, match=r"num_classes 10 does not go with model\.text"):
         text_run(model__num_classes=10)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 _PRESET = "diffmoe-s-e16-flow"  # that the next command trains
+_TEXT_PRESET = "diffmoe-e16-t2i-flow"  # and from captions
 
 
 def prepare(words: list[str]) -> None:
@@ -69,7 +70,12 @@ def _captions(data: str, command: PrepareCommand) -> tuple["PreparedCaptions", s
     made = done.record.encoder
     flags = ["--text.path", made.path, "--text.cache", str(done.path)]
     flags += ["--model.text.tokens", str(made.tokens), "--model.text.width", str(made.width)]
-    return done, f"train a preset whose text is of kind {made.kind}, with {shlex.join(flags)}"
+    if made.kind != "t5":  # no preset reads another
+        return done, f"train a config whose text is of kind {made.kind}, with {shlex.join(flags)}"
+    images = "IMAGES" if Path(data).is_file() else data  # a file of captions alone has none
+    field = ["--data.caption-field", command.caption_field] if command.caption_field else []
+    words = ["train", _TEXT_PRESET, "--data.path", images, *field, *flags]
+    return done, f"{program()} {shlex.join(words)}"
 
 
 def _training(done: "PreparedCache") -> list[str]:

@@ -96,12 +96,19 @@ def source_texts(
 
     `words` are the vocabulary of a run that goes on; without them it is that of the captions.
     Raises ConfigError if captions or the encoder are missing, the encoder or the cache does not fit
-    the model, or the cache is of another encoder than the config's.
+    the model, or the cache is of another encoder than the config's; DataError if no caption says
+    anything, or one is too long where that is refused.
     """
     reads = config.model.text
     if not config.model.reads_text:
         return None
     captions = captions_of(source)
+    if not any(caption.strip() for caption in captions):
+        raise DataError(
+            f"all {len(captions):,} captions are empty, and the model would learn from none",
+            where=str(getattr(config.data, "path", "")),
+            remedy="write captions, or train a preset of classes",
+        )
     if isinstance(config.data, FolderData) and config.data.flip:
         _LOG.warning(
             "images are mirrored at random: what a caption calls left is right in half of them;"

@@ -55,7 +55,8 @@ class PreparedCache:
 
     def _conditions(self) -> str:
         classes, captions = len(self.record.class_names), self.record.captions is not None
-        named = [f"of {classes} classes"] * (classes > 0) + ["with captions"] * captions
+        said = "of 1 class" if classes == 1 else f"of {classes} classes"
+        named = [said] * (classes > 0) + ["with captions"] * captions
         return "".join(f" {what}" for what in named)
 
     def _share(self) -> str:
