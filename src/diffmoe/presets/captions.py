@@ -41,7 +41,7 @@ def diffmoe_e16_t2i_flow() -> RunConfig:
 def scenes_dense() -> RunConfig:
     """A dense DiT from captions, on drawn scenes of 32 x 32: the yardstick of `scenes-diffmoe`."""
     base = digits_dense()
-    steps = 6000
+    steps = 12_000
     return replace(
         base,
         model=replace(
@@ -50,19 +50,19 @@ def scenes_dense() -> RunConfig:
             patch_size=4,
             channels=3,
             out_channels=3,
-            width=128,
-            depth=6,
+            width=96,
+            depth=4,
             num_classes=0,
             text=WordText(tokens=20, words=64, width=96, layers=2, heads=4),
         ),
         # Where things are is settled in much noise, so times are drawn from there most of all.
-        objective=FlowConfig(time_scale=1000.0, time_sampling="logit_normal", logit_mean=0.8),
+        objective=FlowConfig(time_scale=1000.0, time_sampling="logit_normal", logit_mean=0.4),
         data=ScenesData(),
         text=WordEncoder(),
         training=replace(
             base.training,
             global_batch=32,
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             betas=(0.9, 0.99),
             warmup_steps=100,
             decay_steps=steps,
