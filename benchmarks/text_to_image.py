@@ -31,8 +31,7 @@ from diffmoe.config import RunConfig, to_dict
 from diffmoe.data import TASKS, ScenesSource
 from diffmoe.device import machine_of, resolve_device
 from diffmoe.experiments import evaluate
-from diffmoe.experiments.pareto.loss import DenoisingLoss
-from diffmoe.experiments.pareto.points import Point
+from diffmoe.experiments.loss import DenoisingLoss
 from diffmoe.model import activated_parameters, count_parameters
 from diffmoe.presets import preset
 from diffmoe.training import train
@@ -78,7 +77,7 @@ def done(arm: str, seed: int, aside: Path, words: argparse.Namespace) -> None:
     run = load(path, device=resolve_device(words.device))
     source = ScenesSource(config.data.seed, count=words.images, split="validation")
     fixed = DenoisingLoss.of(run, source, words.images)
-    loss = fixed.under(Point("", "", None, run.config.sampling))
+    loss = fixed.under(run.config.sampling)
     lines = read_metrics(path / "metrics.jsonl")
     told = {
         "arm": arm,

@@ -32,7 +32,7 @@ from diffmoe.errors import (
     StorageError,
 )
 from diffmoe.experiments import PreparedCache, prepare, sample
-from diffmoe.experiments.pareto.loss import DenoisingLoss
+from diffmoe.experiments.loss import DenoisingLoss
 from diffmoe.experiments.preparing import work as work_module
 from diffmoe.training import train
 from runs import newest_tensors, run_config

@@ -18,11 +18,11 @@ from diffmoe.checkpoint import load
 from diffmoe.codec import Pixels
 from diffmoe.config import FolderData, SamplingConfig
 from diffmoe.errors import ConfigError, StorageError
+from diffmoe.experiments import loss as loss_module
+from diffmoe.experiments.loss import DenoisingLoss, denoising_loss
 from diffmoe.experiments.pareto import CAPACITIES, Sweep, rounds, sweep
-from diffmoe.experiments.pareto import loss as loss_module
 from diffmoe.experiments.pareto import run as run_module
 from diffmoe.experiments.pareto.interval import Found, search_gamma
-from diffmoe.experiments.pareto.loss import DenoisingLoss, denoising_loss
 from diffmoe.experiments.pareto.points import asked_points
 from diffmoe.experiments.pareto.rounds import Taken, draw_in_rounds
 from diffmoe.experiments.scoring import Reference
@@ -237,11 +237,11 @@ def test_the_loss_is_the_same_on_every_call(
     source = Reference.of(config).source
     assert source is not None
     point = asked_points(config, config.sampling, [], [])[0]
-    first, second = (DenoisingLoss.of(run, source).under(point) for _ in range(2))
+    first, second = (DenoisingLoss.of(run, source).under(point.settings) for _ in range(2))
     assert first == second > 0
     bare = DenoisingLoss.of(run, source)
     assert sorted(bare.draws.t.tolist()) != bare.draws.t.tolist()  # batches have mixed levels
-    low = replace(point, settings=replace(point.settings, precision="bfloat16"))
+    low = replace(point.settings, precision="bfloat16")
     assert bare.under(low) == pytest.approx(first, rel=0.05)
 
 

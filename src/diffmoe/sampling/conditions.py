@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from diffmoe.captions import Captions
 from diffmoe.config import RunConfig
@@ -85,6 +87,6 @@ def join(one: Condition, other: Condition) -> Condition:
     return torch.cat([one, other])
 
 
-def some_of(condition: Condition, which: slice) -> Condition:
+def some_of(condition: Condition, which: slice | Int[Tensor, " B"]) -> Condition:
     """The conditions of some images."""
     return condition.rows(which) if isinstance(condition, Captions) else condition[which]

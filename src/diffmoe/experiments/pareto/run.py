@@ -17,8 +17,8 @@ from diffmoe.config import Level, PixelCodec, RunConfig, SamplingConfig
 from diffmoe.device import machine_of, resolve_device
 from diffmoe.errors import ConfigError
 from diffmoe.experiments.draw import config_of
+from diffmoe.experiments.loss import DenoisingLoss, denoising_loss
 from diffmoe.experiments.pareto.interval import Found, search_gamma
-from diffmoe.experiments.pareto.loss import DenoisingLoss, denoising_loss
 from diffmoe.experiments.pareto.page import RECORD, Qualities, point_lines, write_sweep
 from diffmoe.experiments.pareto.points import (
     GAMMAS,
@@ -206,7 +206,7 @@ def _searched(
         def loss_of(gamma: float) -> float:
             assert loss is not None
             bar.update()
-            return loss.under(at_threshold(settings, gamma))
+            return loss.under(settings.at(gamma=gamma))
 
         found = search_gamma(capacity_of, None if loss is None else loss_of)
     _LOG.info("interval search: gamma %g (%s)", found.gamma, found.reason)
@@ -234,7 +234,7 @@ def _measured(
                 capacity=batches.taken.capacity,
                 seconds=batches.times.median,
                 spread=batches.spread,
-                loss=None if loss is None else loss.under(point),
+                loss=None if loss is None else loss.under(point.settings, point.thresholds),
                 frechet=None if scores is None else scores.frechet_distance,
                 agreement=None if scores is None else scores.agreement,
             )

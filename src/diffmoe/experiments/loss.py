@@ -1,18 +1,17 @@
 """The objective's own loss on training images, at the same draws whatever is asked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffmoe.checkpoint import LoadedRun
 from diffmoe.config import SamplingConfig
 from diffmoe.data import Source, captions_of, source_codec, source_texts
 from diffmoe.errors import DiffMoEError
-from diffmoe.experiments.pareto.points import Point
 from diffmoe.experiments.scoring import Reference
 from diffmoe.model import Condition, DiT, Prediction, RoutingPlan, cast_for_products
 from diffmoe.objective import Draws, build_objective
@@ -51,22 +50,44 @@ class DenoisingLoss:
         noise = normals(_SEED, f"{_STREAM}/noise", 0, count, tuple(x.shape[1:]))
         return cls(run, x, _conditions(run, source, chosen), Draws(t, noise))
 
-    @torch.inference_mode()
-    def under(self, point: Point) -> float:
-        """The mean loss with experts taking rows as they would while sampling, conditions kept."""
-        settings, model = point.settings, self.run.model
-        low = settings.precision == "bfloat16"
-        network = _Unrouted(cast_for_products(model, torch.bfloat16) if low else model)
-        objective, total = build_objective(self.run.config.objective), 0.0
-        for first in range(0, len(self.x), settings.batch):
-            x, condition, draws = self._some(slice(first, first + settings.batch))
-            plan = sampling_plan(model, settings, len(x), thresholds=point.thresholds)
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
-                loss = objective.loss(network, x, condition, draws, plan)
-            total += float(loss.per_image.double().sum())
-        return total / len(self.x)
+    def under(
+        self, settings: SamplingConfig, thresholds: Float[Tensor, "L E"] | None = None
+    ) -> float:
+        """The mean loss with experts taking rows as they would while sampling, conditions kept.
 
-    def _some(self, part: slice) -> tuple[Tensor, Condition, Draws]:
+        `thresholds` are those of policy `target`.
+        """
+
+        def plan(images: int) -> RoutingPlan:
+            return sampling_plan(self.run.model, settings, images, thresholds=thresholds)
+
+        parts = torch.arange(len(self.x)).split(settings.batch)
+        return float(self.per_image(plan, parts, settings.precision == "bfloat16").mean())
+
+    @torch.inference_mode()
+    def per_image(
+        self,
+        plan: Callable[[int], RoutingPlan],
+        parts: Sequence[Int[Tensor, " B"]],
+        low: bool = False,
+    ) -> Float[Tensor, " N"]:
+        """The loss of each image, float64, without what routers add.
+
+        `parts` are the images of each batch, and `plan` makes the plan of so many; `low` counts in
+        bfloat16.
+        """
+        model = self.run.model
+        network = _Unrouted(cast_for_products(model, torch.bfloat16) if low else model)
+        objective = build_objective(self.run.config.objective)
+        found = torch.zeros(len(self.x), dtype=torch.float64)
+        for part in parts:
+            x, condition, draws = self._some(part)
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+                loss = objective.loss(network, x, condition, draws, plan(len(x)))
+            found[part] = loss.per_image.double().cpu()
+        return found
+
+    def _some(self, part: Int[Tensor, " B"]) -> tuple[Tensor, Condition, Draws]:
         device = self.run.model.positions.device
         x, t, noise = (
             values[part].to(device) for values in (self.x, self.draws.t, self.draws.noise)
